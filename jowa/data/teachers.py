@@ -1,0 +1,162 @@
+"""Scripted teachers: players that read the RAM and react to what is on the screen.
+
+A teacher is a pure function of the RAM now and one step ago, so that its play can be learned from
+a few frames: positions, and their motion since the frame before, decide; there is no hidden state
+and no knowledge of the emulator's future. Scores in the docstrings are means of full games under
+sticky actions 0.25. RAM addresses follow the annotations of Anand et al., "Unsupervised State
+Representation Learning in Atari", and were checked against play.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jowa.errors import UserError
+from jowa.games import FULL_ACTION_SET, Game
+
+Ram = NDArray[np.uint8]
+Teacher = Callable[[Ram, Ram], int]
+
+_NOOP = FULL_ACTION_SET.index("NOOP")
+_FIRE = FULL_ACTION_SET.index("FIRE")
+_UP = FULL_ACTION_SET.index("UP")
+_RIGHT = FULL_ACTION_SET.index("RIGHT")
+_LEFT = FULL_ACTION_SET.index("LEFT")
+_DOWN = FULL_ACTION_SET.index("DOWN")
+
+
+def teacher(game: Game) -> Teacher:
+    """The teacher of a game; UserError naming the games that have one if it has none."""
+    if game.name not in TEACHERS:
+        raise UserError(
+            f"{game.name} has no scripted teacher; use random tiers for it or one of the games "
+            f"that have a teacher: {', '.join(TEACHERS)}."
+        )
+    return TEACHERS[game.name]
+
+
+def _reflect(position: float, low: float, high: float) -> float:
+    """Where a ball that bounces between two walls is, if it would be at `position` without."""
+    offset = (position - low) % (2 * (high - low))
+    return low + min(offset, 2 * (high - low) - offset)
+
+
+def _towards(now: float, goal: float, tolerance: float, less: int, more: int) -> int:
+    """The action that moves `now` to within `tolerance` of `goal`."""
+    if now < goal - tolerance:
+        return more
+    return less if now > goal + tolerance else _NOOP
+
+
+def pong(ram: Ram, before: Ram) -> int:
+    """Meets the ball where it will land and sends it across the field. PONGSCORE"""
+    x, last_x = int(ram[49]), int(before[49])  # ball, grows to the right
+    y, last_y = int(ram[54]), int(before[54])  # ball, grows downwards, 0 when out of play
+    paddle, last_paddle = int(ram[51]), int(before[51])  # own paddle's top, on the right
+    if y == 0:
+        return _FIRE  # serves
+    if last_y == 0:
+        return _NOOP
+    coasting = paddle + 1.1 * (paddle - last_paddle)  # where the paddle stops by itself
+    velocity_x, velocity_y = x - last_x, y - last_y
+    if velocity_x <= 0:  # going away: back to the middle
+        return _towards(coasting, 120, 30, less=_RIGHT, more=_LEFT)
+    steps = max(188 - x, 0) / velocity_x
+    landing = _reflect(y + velocity_y * steps, 44.5, 205.5)
+    # Off the paddle's upper end the ball rises steeply, off its lower end it falls: across the
+    # field, so that the opponent has the longest way to go.
+    goal = landing - (2 if landing > 125 else 12)
+    return _towards(coasting, goal, 7, less=_RIGHT, more=_LEFT)
+
+
+def breakout(ram: Ram, before: Ram) -> int:
+    """Waits where the falling ball will land, follows the rising one. BREAKOUTSCORE"""
+    x, last_x = int(ram[99]), int(before[99])  # ball, grows to the right
+    y, last_y = int(ram[101]), int(before[101])  # ball, grows downwards, 0 when out of play
+    paddle, last_paddle = int(ram[72]), int(before[72])  # paddle's left edge
+    if y == 0:
+        return _FIRE  # serves
+    goal: float = x
+    if last_y > 0 and y > last_y:
+        steps = (180 - y) / (y - last_y)
+        goal = _reflect(x + (x - last_x) * steps, 57, 200)
+    middle = paddle + 8 + 0.8 * (paddle - last_paddle)
+    return _towards(middle, goal, 8, less=_LEFT, more=_RIGHT)
+
+
+# Pixels a step at which the cars of Freeway's ten lanes move, from the chicken's start upwards.
+_FREEWAY_SPEEDS = (0.75, 1.0, 1.33, 2.0, 4.0, -4.0, -2.0, -1.33, -1.0, -0.75)
+_FREEWAY_HORIZON = 10  # steps looked ahead
+
+
+def freeway(ram: Ram, before: Ram) -> int:
+    """Walks up; waits or steps back if a car would be hit on the way. FREEWAYSCORE"""
+    y = int(ram[14])  # chicken, grows upwards from 6; 4 pixels a step
+    cars = ram[108:118].astype(float)  # one a lane, x grows to the right, wraps at 160
+    plans = {  # heights over the next steps
+        _UP: [y + 4 * step for step in range(1, _FREEWAY_HORIZON + 1)],
+        _NOOP: [y + 4 * (step - 1) for step in range(1, _FREEWAY_HORIZON + 1)],
+        _DOWN: [max(6, y + 4 * (step - 2)) for step in range(1, _FREEWAY_HORIZON + 1)],
+    }
+    # The first plan that stays free longest; ties go to moving up.
+    return max(plans, key=lambda action: _free_steps(plans[action], cars))
+
+
+def _free_steps(heights: list[int], cars: NDArray[np.float64]) -> int:
+    """How many steps the chicken can take through these heights before a car hits it."""
+    for step, height in enumerate(heights, start=1):
+        for lane, speed in enumerate(_FREEWAY_SPEEDS):
+            touches_lane = abs(height - (14 + 16 * lane)) <= 8
+            if touches_lane and 38 <= (cars[lane] + speed * step) % 160 <= 54:
+                return step
+    return len(heights) + 1
+
+
+def space_invaders(ram: Ram, before: Ram) -> int:
+    """Shoots from below the nearest column of invaders and steps aside for bombs. SISCORE"""
+    x = int(ram[28])  # cannon, 35 to 91, about 2 pixels a step
+    bomb_y, bomb_x = ram[81:83].astype(int), ram[83:85].astype(int)  # y grows downwards
+    low = [int(bx) for bx, by in zip(bomb_x, bomb_y, strict=True) if 75 < by < 200]  # 246: none
+    alive = int(np.bitwise_or.reduce(ram[18:24]))  # bit k of each row: its invader in column k
+    # ram[26] is the left end of the formation; columns are 16 pixels apart.
+    columns = [int(ram[26]) + 6 + 16 * k for k in range(6) if alive >> k & 1]
+    goal = min(columns, key=lambda column: abs(column - x)) if columns else x
+    aligned = abs(goal - x) <= 3
+    wanted = 0 if aligned else 1 if goal > x else -1
+    move = next((m for m in (wanted, 0, 1, -1) if _clear(x + 2 * m, low)), None)
+    if move is None:  # bombs all around: away from the nearest, unless at the wall
+        nearest = min(low, key=lambda bomb: abs(bomb - x - 2))
+        move = 1 if (x + 2 >= nearest and x < 90) or x <= 35 else -1
+    name = {0: "", 1: "RIGHT", -1: "LEFT"}[move] + ("FIRE" if aligned else "")
+    return FULL_ACTION_SET.index(name or "NOOP")
+
+
+def _clear(cannon_x: int, bombs: list[int]) -> bool:
+    return all(abs(bomb - cannon_x - 2) > 6 for bomb in bombs)
+
+
+def boxing(ram: Ram, before: Ram) -> int:
+    """Steps diagonally up to the opponent and punches with the arm level with its head. BOXSCORE"""
+    across = int(ram[33]) - int(ram[32])  # opponent's x less own x
+    down = int(ram[35]) - int(ram[34])  # opponent's y less own y
+    side = 1 if across >= 0 else -1
+    below = 1 if down >= 0 else -1
+    # Straight opposite, both arms pass the head by: stand 17 pixels to its side, 6 off its row.
+    across_off, down_off = across - side * 17, down - below * 6
+    horizontal = 0 if abs(across_off) <= 3 else 1 if across_off > 0 else -1
+    vertical = 0 if abs(down_off) <= 6 else 1 if down_off > 0 else -1
+    punch = abs(across) <= 26 and 6 <= abs(down) <= 18
+    name = ("UP", "", "DOWN")[vertical + 1] + ("LEFT", "", "RIGHT")[horizontal + 1]
+    return FULL_ACTION_SET.index((name + "FIRE" if punch else name) or "NOOP")
+
+
+TEACHERS: dict[str, Teacher] = {
+    "Boxing": boxing,
+    "Breakout": breakout,
+    "Freeway": freeway,
+    "Pong": pong,
+    "SpaceInvaders": space_invaders,
+}

@@ -1,0 +1,169 @@
+"""`jowa evaluate` and `jowa watch`: a trained agent plays, for scores and for a film."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jowa import games as game_facts
+from jowa.agent import Agent, build
+from jowa.config import EvaluateConfig, WatchConfig
+from jowa.data.episodes import EpisodeFile
+from jowa.errors import UserError
+from jowa.evaluation.baselines import baseline_scores
+from jowa.evaluation.rollout import by_game, play
+from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings
+from jowa.evaluation.table import format_table, score_table
+from jowa.evaluation.video import record
+from jowa.games import Game
+from jowa.learning import checkpoint as checkpoints
+from jowa.learning.checkpoint import Checkpoint, versions
+from jowa.learning.compute import resolve
+from jowa.learning.monitor import progress_bar
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Plays, and writes the scores file; returns its path."""
+    compute = resolve(config.compute)
+    folder = checkpoints.find(config.checkpoint)
+    saved = checkpoints.load(folder)
+    games = playable(config.games, saved, folder)
+    out = Path(config.out)
+    scores = ScoreFile.load(out) if out.exists() else ScoreFile()
+    settings = make_settings(
+        planner="greedy" if config.planner.horizon == 0 else "beam",
+        beam_width=config.planner.beam_width,
+        horizon=config.planner.horizon,
+        context=config.planner.context,
+        **_protocol(config),
+    )
+    identity = {"step": saved.step, "tokenizer": _digest(saved)}
+    kept = next((e for e in scores.evaluations if e.label == config.label), None)
+    if kept is not None and _same(kept, games, settings, identity):
+        print(f"kept: {out} already holds {config.label!r} of this checkpoint and these settings")
+    else:
+        agent = _agent(saved, config.planner, compute.device, compute.dtype)
+        evaluation = _play(config, agent, games, settings, folder, identity)
+        others = [e for e in scores.evaluations if e.label != config.label]
+        scores.evaluations = [*others, evaluation]
+        scores.save(out)
+    if config.data_root is not None:
+        means = scores.provenance.setdefault("data_means", {})
+        for game in games:
+            with EpisodeFile(Path(config.data_root) / f"{game.name}.h5") as data:
+                means[game.name] = data.statistics()["mean_return"]
+    if config.baselines:
+        _add_baselines(scores, games, config, out.parent / "baselines")
+    scores.save(out)
+    table = score_table(
+        scores.evaluations, scores.baselines, scores.provenance.get("data_means", {})
+    )
+    print(format_table(table))
+    return out
+
+
+def playable(names: list[str], saved: Checkpoint, folder: Path) -> list[Game]:
+    """The games to play; UserError for one that the checkpoint was never trained on."""
+    known = saved.state["games"]
+    for name in names:
+        if game_facts.get(name).name not in known:
+            raise UserError(
+                f"the checkpoint {folder} was never trained on {name} (only on "
+                f"{', '.join(known)}): fine-tune it first by `jowa finetune game={name}`."
+            )
+    return [game_facts.get(name) for name in names or known]
+
+
+def _agent(
+    saved: Checkpoint, planner: Any, device: torch.device, dtype: torch.dtype
+) -> Agent:
+    tokenizer, model = build(saved)
+    return Agent(tokenizer.to(device), model.to(device), planner, dtype)
+
+
+def _protocol(config: EvaluateConfig) -> dict[str, Any]:
+    return {
+        "episodes": config.episodes,
+        "envs_per_game": config.envs_per_game,
+        "max_frames": config.max_frames,
+        "epsilon": config.epsilon,
+        "seed": config.seed,
+    }
+
+
+def _digest(saved: Checkpoint) -> str:
+    """Tells checkpoints of the same step apart."""
+    total = sum(float(t.double().abs().sum()) for t in saved.tensors["model"].values())
+    return f"{total:.9e}"
+
+
+def _same(
+    kept: Evaluation, games: list[Game], settings: dict[str, Any], identity: dict[str, Any]
+) -> bool:
+    """Whether an evaluation is what the same command would play again."""
+    cost = ("seconds", "decisions")
+    before = {k: v for k, v in kept.settings.items() if k not in cost}
+    now = {k: v for k, v in settings.items() if k not in cost}
+    same_games = list(kept.games) == [game.name for game in games]
+    return before == now and same_games and kept.provenance.get("weights") == identity
+
+
+def _play(
+    config: EvaluateConfig,
+    agent: Agent,
+    games: list[Game],
+    settings: dict[str, Any],
+    folder: Path,
+    identity: dict[str, Any],
+) -> Evaluation:
+    started = time.perf_counter()
+    with progress_bar(config.label, config.episodes * len(games), "episode") as bar:
+
+        def advance(done: int, total: int, steps: int) -> None:
+            bar.set_postfix_str(f"{steps:,} decisions", refresh=False)
+            bar.update(done - bar.n)
+
+        results = play(agent, games, progress=advance, **_protocol(config))
+    seconds, decisions = time.perf_counter() - started, sum(r.steps for r in results)
+    return Evaluation(
+        config.label,
+        by_game(results),
+        {**settings, "seconds": round(seconds, 1), "decisions": decisions},
+        str(folder),
+        {"weights": identity, "versions": versions(), "config": dataclasses.asdict(config)},
+    )
+
+
+def _add_baselines(
+    scores: ScoreFile, games: list[Game], config: EvaluateConfig, cache: Path
+) -> None:
+    with progress_bar("random and constant play", len(games), "game") as bar:
+        for game in games:
+            scores.baselines[game.name] = baseline_scores(
+                game, cache_dir=cache, **_protocol(config)
+            )
+            bar.update(1)
+
+
+def watch(config: WatchConfig) -> Path:
+    """Films one episode: the screen, the frame the agent gets, and what its tokenizer keeps."""
+    compute = resolve(config.compute)
+    folder = checkpoints.find(config.checkpoint)
+    saved = checkpoints.load(folder)
+    (game,) = playable([config.game], saved, folder)
+    agent = _agent(saved, config.planner, compute.device, compute.dtype)
+    result = record(
+        agent,
+        game,
+        config.out,
+        max_steps=config.max_steps,
+        seed=config.seed,
+        epsilon=config.epsilon,
+        panels=lambda: agent.seen(0, game.id),
+    )
+    print(f"{config.out}: {result.steps} steps of {game.name}, score {result.score:g}")
+    return Path(config.out)

@@ -1,0 +1,300 @@
+"""Scores as data: normalisation, robust aggregates, intervals, and the file that keeps them.
+
+Statistics follow Agarwal et al. 2021 (rliable): the interquartile mean over games, and intervals
+from a bootstrap stratified by game. The generator is always explicit, so that a report is the same
+every time it is made.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from jowa import games
+from jowa.errors import UserError
+
+SCORES_VERSION = 1
+PROTOCOL_MAX_FRAMES = 108_000
+PROTOCOL_EPISODES = 16
+PROTOCOL_STICKY = 0.25
+PROTOCOL_EPSILON = 0.001
+
+Statistic = Callable[[NDArray[np.float64]], float]
+
+
+def score_range(game_name: str, by: str = "human") -> tuple[float, float] | None:
+    """Raw scores (random, `by`) that map to 0 and 1, or None where one is not published."""
+    if by not in ("human", "dqn"):
+        raise UserError(f"scores are normalised by 'human' or 'dqn', not by {by!r}.")
+    game = games.get(game_name)
+    top = game.human if by == "human" else game.dqn
+    return None if game.random is None or top is None else (game.random, top)
+
+
+def normalise(game_name: str, score: float, by: str = "human") -> float:
+    """(score - random) / (by - random): 0 is random play, 1 is `by` ("human" or "dqn").
+
+    Raises UserError for a game without published random and `by` scores.
+    """
+    ends = score_range(game_name, by)
+    if ends is None:
+        raise UserError(
+            f"{game_name} has no published random and {by} scores to normalise by: "
+            "report its raw score, or leave it out of the aggregate."
+        )
+    return (score - ends[0]) / (ends[1] - ends[0])
+
+
+def iqm(values: ArrayLike) -> float:
+    """Interquartile mean: the mean after cutting a quarter of the values from each end."""
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if array.size == 0:
+        raise ValueError("iqm needs at least one value")
+    return float(stats.trim_mean(array, 0.25))
+
+
+def interval(
+    scores: Mapping[str, ArrayLike],
+    statistic: Statistic = iqm,
+    *,
+    by: str | None = "human",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of `statistic` over the games' normalised mean scores.
+
+    `scores` maps game names to raw episode scores. Episodes are resampled within their game, games
+    are not resampled: the interval covers chance in play and not in training or choice of games.
+    `by=None` leaves scores raw.
+    """
+    if not scores:
+        raise ValueError("interval needs the scores of at least one game")
+    draws = np.stack(
+        [_resampled_means(game, values, by, resamples, rng) for game, values in scores.items()],
+        axis=1,
+    )  # (resamples, games)
+    values = np.array([statistic(row) for row in draws])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resampled_means(
+    game: str, scores: ArrayLike, by: str | None, resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """(resamples,) means of episodes drawn with replacement, normalised unless `by` is None."""
+    episodes = np.asarray(scores, dtype=np.float64).ravel()
+    if episodes.size == 0:
+        raise ValueError(f"{game} has no episodes to resample")
+    picks = rng.integers(episodes.size, size=(resamples, episodes.size))
+    means = cast("NDArray[np.float64]", episodes[picks].mean(axis=1))
+    if by is None:
+        return means
+    # A straight line maps raw to normalised scores, so two of its points normalise every mean.
+    zero, one = normalise(game, 0.0, by), normalise(game, 1.0, by)
+    return zero + means * (one - zero)
+
+
+@dataclass
+class GameScores:
+    """The episodes of one game: raw scores, lengths in agent steps, whether the cap ended them."""
+
+    game: str
+    scores: list[float]
+    steps: list[int] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        """Mean raw score."""
+        return float(np.mean(self.scores))
+
+
+@dataclass
+class GameBaselines:
+    """What play without looking scores: uniformly random, and the best single action held."""
+
+    game: str
+    random: GameScores
+    constant: GameScores
+    constant_action: str
+    constant_means: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """One agent's episodes on some games, with the settings that made them."""
+
+    label: str
+    games: dict[str, GameScores]
+    settings: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether this is the full protocol, so that scores compare with published ones."""
+        enough = all(len(game.scores) >= PROTOCOL_EPISODES for game in self.games.values())
+        return bool(self.games) and enough and is_protocol(self.settings)
+
+    def normalised_games(self, by: str = "human") -> tuple[list[str], list[str]]:
+        """Names of the games that an aggregate can hold, and of those left out."""
+        known = {name: score_range(name, by) is not None for name in self.games}
+        return [name for name in known if known[name]], [n for n in known if not known[n]]
+
+    def normalised(self, by: str = "human") -> dict[str, float]:
+        """Normalised mean score of every game that can be normalised."""
+        kept, _ = self.normalised_games(by)
+        return {name: normalise(name, self.games[name].mean, by) for name in kept}
+
+
+def is_protocol(settings: Mapping[str, Any]) -> bool:
+    """Whether settings are the full protocol's (Machado et al. 2018; 16 episodes or more)."""
+    return (
+        settings.get("max_frames") == PROTOCOL_MAX_FRAMES
+        and settings.get("episodes", 0) >= PROTOCOL_EPISODES
+        and settings.get("sticky") == PROTOCOL_STICKY
+        and settings.get("epsilon") == PROTOCOL_EPSILON
+    )
+
+
+def make_settings(
+    *,
+    episodes: int,
+    envs_per_game: int,
+    max_frames: int,
+    seed: int,
+    sticky: float = PROTOCOL_STICKY,
+    epsilon: float = PROTOCOL_EPSILON,
+    planner: str = "",
+    beam_width: int | None = None,
+    horizon: int | None = None,
+    context: int | None = None,
+    seconds: float | None = None,
+    decisions: int | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Settings of an Evaluation: protocol, planner, cost, versions, and whether it is the protocol.
+
+    `seconds` is wall time, `decisions` the number of actions chosen in it, all episodes together.
+    """
+    settings = {
+        "planner": planner,
+        "beam_width": beam_width,
+        "horizon": horizon,
+        "context": context,
+        "episodes": episodes,
+        "envs_per_game": envs_per_game,
+        "max_frames": max_frames,
+        "sticky": sticky,
+        "epsilon": epsilon,
+        "seed": seed,
+        "seconds": seconds,
+        "decisions": decisions,
+        **more,
+        "versions": {name: _version(name) for name in ("jowa", "ale-py", "torch")},
+    }
+    return {**settings, "is_protocol": is_protocol(settings)}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass
+class ScoreFile:
+    """What scores.json holds: evaluations, the baselines of their games, and where it came from."""
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    baselines: dict[str, GameBaselines] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON; an interrupted write leaves the old file or none."""
+        write_json(Path(path), {"version": SCORES_VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreFile:
+        """Read what `save` wrote; UserError for a missing, damaged or newer file."""
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no scores file {path}: make it by `jowa evaluate`."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a readable scores file ({error}): make it anew."
+            ) from None
+        version = stored.get("version") if isinstance(stored, dict) else None
+        if version != SCORES_VERSION:
+            raise UserError(
+                f"{path} is a scores file of version {version}, this jowa reads {SCORES_VERSION}: "
+                "make it anew by `jowa evaluate`."
+            )
+        try:
+            return cls(
+                [_evaluation(item) for item in stored["evaluations"]],
+                {name: baselines_from(item) for name, item in stored["baselines"].items()},
+                stored["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} lacks part of its scores ({error}): make it anew.") from None
+
+
+def _evaluation(stored: dict[str, Any]) -> Evaluation:
+    games_ = {name: GameScores(**item) for name, item in stored["games"].items()}
+    return Evaluation(**{**stored, "games": games_})
+
+
+def baselines_from(stored: dict[str, Any]) -> GameBaselines:
+    """GameBaselines from its JSON form."""
+    parts = {name: GameScores(**stored[name]) for name in ("random", "constant")}
+    return GameBaselines(**{**stored, **parts})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name, flush it to disk, then move it into place."""
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write bytes under a temporary name, flush them to disk, then move them into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def difference_interval(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Bootstrap interval of mean(second) - mean(first), both resampled independently."""
+    means = [_resampled_means("", scores, None, resamples, rng) for scores in (first, second)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means[1] - means[0], [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,179 @@
+"""Checkpoints: a directory a step, complete or not there.
+
+Layout of `RUN/checkpoints/step_00001000/`: `model.safetensors`, `tokenizer.safetensors`,
+`training.safetensors` (optimiser and random state; absent in shipped weights), `state.json`
+(sizes, position, configuration, versions) and, written last, `COMPLETE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jowa.errors import UserError
+
+FORMAT = 1
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds. `state` is plain JSON data; `tensors` maps file stem to tensors."""
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, Tensors] = field(default_factory=dict)
+
+
+def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes the checkpoint, then points `latest` to it, then prunes all but the last `keep`.
+
+    An interruption at any moment leaves the earlier checkpoints and perhaps a folder without
+    `COMPLETE`, which no reader takes and the next save removes.
+    """
+    folder = run / "checkpoints"
+    target = folder / f"step_{checkpoint.step:08d}"
+    temporary = folder / f".{target.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for stem, tensors in checkpoint.tensors.items():
+            contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+            save_file(contiguous, temporary / f"{stem}.safetensors")
+        state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        for file in temporary.iterdir():
+            _sync(file)
+        (temporary / "COMPLETE").touch()
+        _sync(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint {target} could not be written ({error}): make room and run the same "
+            f"command again; the checkpoint before it is untouched."
+        ) from error
+    write_atomically(folder / "latest", target.name)
+    complete = sorted(p for p in folder.glob("step_*") if (p / "COMPLETE").exists())
+    for old in complete[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(path: Path) -> Path | None:
+    """The newest complete checkpoint of a run directory, or None. Torn ones are passed over."""
+    complete = [p for p in (path / "checkpoints").glob("step_*") if (p / "COMPLETE").exists()]
+    return max(complete, default=None)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint at `path`, itself one or a run directory; UserError if there is none."""
+    path = Path(path)
+    if (path / "COMPLETE").exists():
+        return path
+    if (found := newest(path)) is not None:
+        return found
+    raise UserError(
+        f"there is no complete checkpoint in {path}: give a run directory or one of its "
+        f"checkpoints/step_* folders."
+    )
+
+
+def load(folder: Path, stems: tuple[str, ...] = ("model", "tokenizer")) -> Checkpoint:
+    """Reads state and those of the tensor files that exist."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        if state["format"] > FORMAT:
+            raise UserError(
+                f"the checkpoint {folder} is of format {state['format']}, newer than this jowa "
+                f"reads ({FORMAT}): update jowa."
+            )
+        files = {stem: folder / f"{stem}.safetensors" for stem in stems}
+        tensors = {stem: load_file(file) for stem, file in files.items() if file.exists()}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {folder} is damaged ({error}): delete that folder, and the one "
+            f"before it is used."
+        ) from error
+    return Checkpoint(state["step"], state, tensors)
+
+
+def fill(module: nn.Module, tensors: Tensors, what: str) -> None:
+    """Loads weights into a module; UserError naming the first that is missing, left or unlike."""
+    own = module.state_dict()
+    for name in [*own, *tensors]:
+        ours = tuple(own[name].shape) if name in own else None
+        theirs = tuple(tensors[name].shape) if name in tensors else None
+        if ours != theirs:
+            raise UserError(
+                f"{what} does not fit the configured sizes: {name} is {theirs or 'missing'} in "
+                f"the checkpoint and {ours or 'unknown'} here; use the configuration the "
+                f"checkpoint was made with."
+            )
+    module.load_state_dict(tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Tensors:
+    """The optimiser's state by parameter name, such as `optimizer/q_head.weight/exp_avg`."""
+    return {
+        f"optimizer/{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def fill_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Tensors, names: dict[Tensor, str]
+) -> None:
+    """Puts back what `optimizer_tensors` gave."""
+    by_name = {name: parameter for parameter, name in names.items()}
+    for key, value in tensors.items():
+        kind, name, entry = key.split("/")
+        if kind == "optimizer":
+            parameter = by_name[name]
+            # A fused step counter lives beside its parameter, like the moments.
+            optimizer.state[parameter][entry] = value.to(parameter.device)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result, and the git revision where there is one."""
+    found = {name: version(name) for name in ("jowa", "torch", "numpy", "ale-py")}
+    found["python"] = platform.python_version()
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found["git"] = revision.stdout.strip() or "unknown"
+    return found
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a small text file as a whole."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    """Makes what is written at `path` survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

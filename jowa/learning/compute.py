@@ -1,0 +1,81 @@
+"""Where and in which precision a command computes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from jowa.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class ComputeConfig:
+    """`device` and `dtype` may be "auto": a GPU where there is one; bfloat16 where it is fast.
+
+    `threads` 0 means all cores; `compile` runs the training step through torch.compile.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The resolved device and autocast dtype (float32 means no autocast)."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision around a forward pass; weights stay float32."""
+        return torch.autocast(
+            self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32
+        )
+
+
+def resolve(config: ComputeConfig) -> Compute:
+    """Checks the wishes against the machine and sets the number of threads."""
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise UserError(f"compute.device is {config.device!r}: use auto, cpu or cuda.")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "compute.device is cuda, but this machine shows no GPU to PyTorch: "
+            "use compute.device=cpu, or install a CUDA build of torch."
+        )
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if config.dtype != "auto" and config.dtype not in DTYPES:
+        raise UserError(f"compute.dtype is {config.dtype!r}: use auto, float32 or bfloat16.")
+    dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+    return Compute(device, dtype, config.compile)
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without AVX512-BF16 or AMX a CPU emulates bfloat16 many times slower than float32.
+        native = "bf16" in _cpu_flags()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ""

@@ -1,0 +1,82 @@
+"""What a run says while it goes: TensorBoard, the same numbers as JSON lines, progress bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class Monitor:
+    """Writes scalars and pictures of one run directory.
+
+    `metrics.jsonl` has a line a logged step: step, phase, seconds and every scalar. Lines and
+    events past the step a run resumes from are dropped, so that curves hold each step once.
+    """
+
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        self._pictures = run / "images"
+        self._pictures.mkdir(parents=True, exist_ok=True)
+        self._path = run / "metrics.jsonl"
+        self._forget_after(resumed_step)
+        self._lines = self._path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+
+    def _forget_after(self, step: int) -> None:
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _is_up_to(line, step)]
+            self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def scalars(self, step: int, phase: str, seconds: float, values: dict[str, float]) -> None:
+        """Logs values; names with a slash, such as `loss/total`, group them in TensorBoard."""
+        line = {"step": step, "phase": phase, "seconds": round(seconds, 3), **values}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Logs a grey picture (H, W) uint8 and keeps the newest as `images/NAME.png`."""
+        self._board.add_image(name, image, step, dataformats="HW")
+        Image.fromarray(image).save(self._pictures / f"{name}.png")
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        self._board.close()
+
+
+def _is_up_to(line: str, step: int) -> bool:
+    """Whether a log line is whole and not past `step`; a kill can leave half a line."""
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError):
+        return False
+
+
+def progress_bar(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
+    """A bar with rate and time left; a line every 15 seconds where no terminal is attached."""
+    return tqdm(
+        desc=title,
+        total=total,
+        initial=done,
+        unit=unit,
+        mininterval=0.2 if sys.stderr.isatty() else 15.0,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )

@@ -1,0 +1,170 @@
+"""One training step's loss, for every phase: `loss, metrics = objective(batch)`.
+
+Phases differ only in their weights: the tokenizer alone; tokenizer and world model (stage 1);
+world model and Q on tokens of the frozen tokenizer (stage 2); everything (fine-tuning).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jowa.data.segments import Batch
+from jowa.learning.losses import (
+    IGNORE,
+    cql_penalty,
+    n_step_targets,
+    next_token_targets,
+    td_loss,
+    world_model_losses,
+)
+from jowa.models.tokenizer import Tokenizer
+from jowa.models.world_action import Output, WorldActionModel
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass
+class LossConfig:
+    """Weights of the losses and options of the Q losses (JOWA paper, section 3).
+
+    n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the published
+    algorithm; they are meant for small scale.
+    """
+
+    tokenizer: float = 0.0
+    world_model: float = 0.0
+    q: float = 0.0
+    gamma: float = 0.99
+    n_step: int = 1
+    cql_weight: float = 0.1
+    cql_temperature: float = 1.0
+    reward_weight: float = 1.0
+
+
+class Objective(nn.Module):
+    """Tokenizer, model and the weighted losses of one phase."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, model: WorldActionModel | None, config: LossConfig
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.model, self.config = tokenizer, model, config
+        assert model is not None or not (config.world_model or config.q)
+
+    def forward(self, batch: Batch, detailed: bool = False) -> tuple[Tensor, Metrics]:
+        """The loss and its terms; `detailed` adds accuracies, which cost some time."""
+        total: Tensor | float = 0.0
+        metrics: Metrics = {}
+        if self.config.tokenizer:
+            loss, metrics = self.tokenizer.loss(
+                batch.observations, batch.games, batch.mask_padding
+            )
+            total = self.config.tokenizer * loss
+        if self.model is not None and (self.config.world_model or self.config.q):
+            loss, model_metrics = self._model_losses(self.model, batch, detailed)
+            total = total + loss
+            metrics |= model_metrics
+        assert isinstance(total, Tensor), "a phase has at least one loss"
+        return total, metrics | {"loss/total": total.detach()}
+
+    def _model_losses(
+        self, model: WorldActionModel, batch: Batch, detailed: bool
+    ) -> tuple[Tensor, Metrics]:
+        tokens = self._tokens(model, batch)
+        output = model(
+            tokens,
+            batch.actions,
+            batch.games,
+            world=self.config.world_model > 0,
+            q=self.config.q > 0,
+        )
+        total, metrics = torch.zeros((), device=tokens.device), {}
+        if self.config.world_model:
+            loss, part = self._world_model(output, tokens, batch, detailed)
+            total, metrics = total + self.config.world_model * loss, metrics | part
+        if self.config.q:
+            loss, part = self._q(model, output, batch, detailed)
+            total, metrics = total + self.config.q * loss, metrics | part
+        return total, metrics
+
+    @torch.no_grad()
+    def _tokens(self, model: WorldActionModel, batch: Batch) -> Tensor:
+        """(B, L, 36): the batch's tokens, or its frames encoded by the tokenizer as it is."""
+        if batch.observations.ndim == 3:
+            return batch.observations
+        B, L = batch.actions.shape
+        model.set_codebook(self.tokenizer.codebook)
+        frames = batch.observations.flatten(0, 1).unsqueeze(1)
+        return self.tokenizer.encode(frames, batch.games.repeat_interleave(L)).view(B, L, -1)
+
+    def _world_model(
+        self, output: Output, tokens: Tensor, batch: Batch, detailed: bool
+    ) -> tuple[Tensor, Metrics]:
+        assert output.observation_logits is not None
+        assert output.reward_logits is not None and output.end_logits is not None
+        losses = world_model_losses(
+            output.observation_logits,
+            output.reward_logits,
+            output.end_logits,
+            tokens,
+            batch.rewards,
+            batch.ends,
+            batch.mask_padding,
+            self.config.reward_weight,
+        )
+        metrics = {f"world_model/{k}": v.detach() for k, v in losses._asdict().items()}
+        if detailed:
+            metrics |= world_model_accuracy(output, tokens, batch)
+        return losses.observation + losses.reward + losses.end, metrics
+
+    def _q(
+        self, model: WorldActionModel, output: Output, batch: Batch, detailed: bool
+    ) -> tuple[Tensor, Metrics]:
+        assert output.q_logits is not None and output.target_q_logits is not None
+        probs = model.probabilities(output.q_logits)
+        target_probs = model.probabilities(output.target_q_logits)
+        legal = model.legal_actions[batch.games]
+        targets = n_step_targets(
+            batch.rewards, batch.ends, batch.mask_padding, self.config.gamma, self.config.n_step
+        )
+        td = td_loss(probs, target_probs, batch.actions, targets, legal, model.support)
+        values = (probs * model.support).sum(-1)
+        everywhere, in_data = cql_penalty(
+            values, batch.actions, batch.mask_padding, self.config.cql_temperature
+        )
+        penalty = self.config.cql_weight * (everywhere - in_data)
+        metrics = {
+            "q/td": td.detach(),
+            "q/cql": penalty.detach(),
+            "q/soft_maximum": everywhere.detach(),
+            "q/data_actions": in_data.detach(),
+        }
+        if detailed:
+            best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
+            agree = (best == batch.actions)[batch.mask_padding].float().mean()
+            metrics["q/greedy_is_data_action"] = agree
+        return td + penalty, metrics
+
+
+@torch.no_grad()
+def world_model_accuracy(output: Output, tokens: Tensor, batch: Batch) -> Metrics:
+    """Share of next-frame tokens predicted right, all and changed ones; rewards found."""
+    assert output.observation_logits is not None and output.reward_logits is not None
+    predicted = output.observation_logits.argmax(-1)
+    targets = next_token_targets(tokens, batch.mask_padding)
+    # Token k of a frame stands at predicting position 36·t + k - 1; the first frame, which no
+    # frame precedes, is left out.
+    later, predicted = targets[:, 35:-1], predicted[:, 35:-1]
+    real = later != IGNORE
+    changed = real & (later != tokens[:, :-1].flatten(1))
+    right = predicted == later
+    rewarded = batch.mask_padding & (batch.rewards != 0)
+    found = output.reward_logits.argmax(-1) == batch.rewards.sign() + 1
+    return {
+        "accuracy/tokens": right[real].float().mean(),
+        "accuracy/changed_tokens": right[changed].float().mean(),
+        "accuracy/nonzero_rewards": found[rewarded].float().mean(),
+    }

@@ -1,0 +1,87 @@
+"""`jowa pretrain`: both stages, with the switch between them (JOWA paper, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from jowa.config import PretrainConfig
+from jowa.errors import UserError
+from jowa.learning import checkpoint as checkpoints
+from jowa.learning.compute import resolve
+from jowa.learning.objective import Objective
+from jowa.learning.pictures import dreams, reconstructions
+from jowa.learning.run import open_data, open_run, set_backgrounds
+from jowa.learning.tokenize import dataset_of, encode, freeze, make_phase, picture_batch
+from jowa.learning.trainer import Trainer
+from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.models.world_action import WorldActionModel
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Trains both stages to their end; returns the run directory."""
+    check_sizes(config)
+    compute = resolve(config.compute)
+    torch.manual_seed(config.seed)
+    files = open_data(config.data.root, config.data.games, config.data.cache_gib)
+    tokenizer = PatchTokenizer(config.tokenizer)
+    set_backgrounds(tokenizer, files)
+    if config.tokenizer_from is not None:
+        folder = checkpoints.find(config.tokenizer_from)
+        saved = checkpoints.load(folder, ("tokenizer",))
+        checkpoints.fill(tokenizer, saved.tensors["tokenizer"], f"the tokenizer of {folder}")
+    run = open_run(config.run, config)
+    model = WorldActionModel(config.model)
+    model.set_codebook(tokenizer.codebook)
+    sample = picture_batch(files).to(compute.device)
+    trainer = Trainer(
+        run,
+        tokenizer,
+        model,
+        compute,
+        config.log,
+        facts={
+            "tokenizer": dataclasses.asdict(config.tokenizer),
+            "model": dataclasses.asdict(config.model),
+            "games": config.data.games,
+            "config": dataclasses.asdict(config),
+        },
+        seed=config.seed,
+        pictures=lambda: {
+            "reconstructions": reconstructions(tokenizer, sample),
+            "dream": dreams(tokenizer, model, sample),
+        },
+    )
+    if not trainer.finished("stage1"):
+        objective = Objective(tokenizer, model, config.stage1.losses)
+        dataset = dataset_of(files, config.stage1)
+        trainer.train(make_phase("stage1", config.stage1, objective, dataset, config.seed))
+    if not trainer.finished("stage2"):
+        freeze(tokenizer, model)
+        tokens = encode(tokenizer, files, config.data.root)
+        objective = Objective(tokenizer, model, config.stage2.losses)
+        dataset = dataset_of(files, config.stage2, tokens)
+        trainer.train(make_phase("stage2", config.stage2, objective, dataset, config.seed))
+    return run
+
+
+def check_sizes(config: PretrainConfig) -> None:
+    """Raises UserError for sizes that do not go together."""
+    model, tokenizer = config.model, config.tokenizer
+    if model.transformer.width % model.transformer.heads:
+        raise UserError(
+            f"model.transformer.width {model.transformer.width} is not a multiple of its "
+            f"{model.transformer.heads} heads: change one of them."
+        )
+    if model.vocabulary != tokenizer.vocabulary:
+        raise UserError(
+            f"model.vocabulary is {model.vocabulary} but tokenizer.vocabulary is "
+            f"{tokenizer.vocabulary}: they must be equal."
+        )
+    if model.codebook_width not in (0, tokenizer.code_width):
+        raise UserError(
+            f"model.codebook_width is {model.codebook_width}: use {tokenizer.code_width}, the "
+            f"tokenizer's code_width, or 0 to embed tokens by their id only."
+        )

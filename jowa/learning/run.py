@@ -1,0 +1,77 @@
+"""A run directory and the parts every training command is set up from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jowa.data.episodes import EpisodeFile, open_store
+from jowa.errors import UserError
+from jowa.learning.checkpoint import write_atomically
+from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.models.tokenizer import Tokenizer
+
+# May differ between the first and a later start of the same run: they do not change its result.
+_FREE_KEYS = ("log.", "compute.", "data.cache_gib", "cache_gib")
+_BACKGROUND_FRAMES = 512
+
+
+def open_run(path: str, config: Any) -> Path:
+    """Makes the run directory, or goes on in one of the same configuration.
+
+    UserError naming the keys that differ if the directory holds a run of another configuration.
+    """
+    run, resolved = Path(path), dataclasses.asdict(config)
+    stored = run / "config.json"
+    if stored.exists():
+        before, now = flatten(json.loads(stored.read_text())), flatten(resolved)
+        changed = [
+            key
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not key.startswith(_FREE_KEYS)
+        ]
+        if changed:
+            shown = ", ".join(f"{k} ({before.get(k)} there, {now.get(k)} now)" for k in changed[:5])
+            raise UserError(
+                f"{run} holds a run of another configuration: {shown}; give another run=... "
+                f"or delete that folder."
+            )
+        return run
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(stored, json.dumps(resolved, indent=1))
+    return run
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def open_data(root: str, games: list[str], cache_gib: float) -> list[EpisodeFile]:
+    """The games' episode files, held in memory if they all fit into `cache_gib`."""
+    files = open_store(root, games)
+    if sum(file.raw_bytes for file in files) <= cache_gib * 2**30:
+        for file in files:
+            file.cache()
+    return files
+
+
+def set_backgrounds(tokenizer: Tokenizer, files: list[EpisodeFile]) -> None:
+    """Gives the tokenizer each game's median frame, if it is one that wants it."""
+    if isinstance(tokenizer, PatchTokenizer):
+        for file in files:
+            count = min(_BACKGROUND_FRAMES, file.num_transitions)
+            rows = np.linspace(0, file.num_transitions - 1, count).astype(np.int64)
+            median = np.median(file.frames(rows), axis=0).astype(np.uint8)
+            tokenizer.set_background(file.game.id, torch.from_numpy(median))

@@ -1,0 +1,113 @@
+"""`jowa tokenize`: a tokenizer trained alone, and the data encoded with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jowa.config import PhaseConfig, TokenizeConfig
+from jowa.data.episodes import EpisodeFile
+from jowa.data.segments import Batch, Sampler, SegmentDataset
+from jowa.data.tokens import encode_store
+from jowa.learning.compute import resolve
+from jowa.learning.monitor import progress_bar
+from jowa.learning.objective import Objective
+from jowa.learning.pictures import reconstructions
+from jowa.learning.run import open_data, open_run, set_backgrounds
+from jowa.learning.trainer import Phase, Trainer
+from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.models.tokenizer import Tokenizer
+from jowa.models.world_action import WorldActionModel
+
+
+def tokenize(config: TokenizeConfig) -> Path:
+    """Trains the tokenizer, then encodes every game; returns the run directory."""
+    compute = resolve(config.compute)
+    torch.manual_seed(config.seed)
+    files = open_data(config.data.root, config.data.games, config.data.cache_gib)
+    run = open_run(config.run, config)
+    tokenizer = PatchTokenizer(config.tokenizer)
+    set_backgrounds(tokenizer, files)
+    sample = picture_batch(files).to(compute.device)
+    trainer = Trainer(
+        run,
+        tokenizer,
+        None,
+        compute,
+        config.log,
+        facts={
+            "tokenizer": dataclasses.asdict(config.tokenizer),
+            "games": config.data.games,
+            "config": dataclasses.asdict(config),
+        },
+        seed=config.seed,
+        pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
+    )
+    if not trainer.finished("tokenizer"):
+        dataset = dataset_of(files, config.training)
+        objective = Objective(tokenizer, None, config.training.losses)
+        trainer.train(make_phase("tokenizer", config.training, objective, dataset, config.seed))
+    encode(tokenizer, files, config.data.root)
+    return run
+
+
+def dataset_of(
+    files: list[EpisodeFile], phase: PhaseConfig, tokens: list[np.ndarray] | None = None
+) -> SegmentDataset:
+    """The phase's segments, of frames or of tokens."""
+    return SegmentDataset(files, tokens, length=phase.length, stride=phase.stride)
+
+
+def make_phase(
+    name: str, config: PhaseConfig, objective: Objective, dataset: SegmentDataset, seed: int
+) -> Phase:
+    """A phase for the trainer from its configuration."""
+    sampler = Sampler(
+        dataset, config.batch_size, seed=seed, reward_fraction=config.reward_fraction
+    )
+    return Phase(
+        name,
+        config.steps,
+        objective,
+        dataset,
+        sampler,
+        config.optimizer,
+        config.target_update_every,
+    )
+
+
+def encode(tokenizer: Tokenizer, files: list[EpisodeFile], root: str) -> list[np.ndarray]:
+    """Tokens (N, 36) of every file by this tokenizer, made once and kept beside the data."""
+    tokenizer.eval()
+    total = sum(file.num_transitions for file in files)
+    with progress_bar("encoding", total, "frame") as bar:
+        seen = dict.fromkeys((file.game.name for file in files), 0)
+
+        def advance(game: str, done: int, _: int) -> None:
+            bar.update(done - seen[game])
+            seen[game] = done
+
+        folder = Path(root) / "tokens"
+        return encode_store(
+            files, tokenizer.encode_frames, tokenizer.fingerprint(), folder, advance
+        )
+
+
+def picture_batch(files: list[EpisodeFile], most: int = 4) -> Batch:
+    """One segment of 8 frames a game, from the middle of its data, for pictures."""
+    dataset = SegmentDataset(files, stride=8)
+    chosen = []
+    for game in dict.fromkeys(dataset.segment_game.tolist()):
+        own = np.flatnonzero(dataset.segment_game == game)
+        chosen.append(own[len(own) // 2])
+    return dataset.batch(np.array(chosen[:most]))
+
+
+def freeze(tokenizer: Tokenizer, model: WorldActionModel) -> None:
+    """Ends the tokenizer's training and gives the model its final codebook."""
+    tokenizer.requires_grad_(False)
+    tokenizer.eval()
+    model.set_codebook(tokenizer.codebook)

@@ -1,0 +1,233 @@
+"""The one training loop, for every phase: `loss, metrics = objective(batch)`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jowa.data.segments import Batch, SegmentDataset
+from jowa.data.sampler import Sampler
+from jowa.errors import UserError
+from jowa.learning import checkpoint as checkpoints
+from jowa.learning.checkpoint import Checkpoint
+from jowa.learning.compute import Compute
+from jowa.learning.monitor import Monitor, progress_bar
+from jowa.learning.objective import Objective
+from jowa.learning.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from jowa.models.tokenizer import Tokenizer
+from jowa.models.world_action import WorldActionModel
+
+TRAINING = "training"  # the checkpoint's file of optimiser and random state
+
+
+@dataclass
+class LogConfig:
+    """How often, in steps: scalars, accuracies (slower), pictures, checkpoints."""
+
+    scalars: int = 10
+    details: int = 50
+    pictures: int = 500
+    checkpoint: int = 500
+    keep: int = 2
+
+
+@dataclass
+class Phase:
+    """One stretch of training with its own objective, data and optimiser."""
+
+    name: str
+    steps: int
+    objective: Objective
+    dataset: SegmentDataset
+    sampler: Sampler
+    optimizer: OptimizerConfig
+    target_update_every: int = 0  # steps between hard updates of the target head; 0 is never
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has written a checkpoint."""
+
+
+@dataclass
+class Position:
+    """How far a run has come; saved with every checkpoint."""
+
+    step: int = 0
+    phase: str = ""
+    phase_step: int = 0
+    done: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains phases in order, logs, checkpoints, and goes on where an earlier process stopped.
+
+    `facts` is JSON data that every checkpoint's state.json carries (sizes, games, configuration).
+    `pictures` returns pictures by name, made from the current weights.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        tokenizer: Tokenizer,
+        model: WorldActionModel | None,
+        compute: Compute,
+        log: LogConfig,
+        facts: dict[str, Any],
+        seed: int,
+        pictures: Callable[[], dict[str, np.ndarray]],
+    ) -> None:
+        self.run, self.compute, self.log, self.facts = run, compute, log, facts
+        self.tokenizer, self.model = tokenizer.to(compute.device), model
+        if model is not None:
+            model.to(compute.device)
+        self.seed, self.pictures = seed, pictures
+        self.position = Position()
+        self._resume: Checkpoint | None = None
+        self._stop = False
+        if (folder := checkpoints.newest(run)) is not None:
+            self._restore(checkpoints.load(folder, ("model", "tokenizer", TRAINING)))
+
+    def _restore(self, saved: Checkpoint) -> None:
+        checkpoints.fill(self.tokenizer, saved.tensors["tokenizer"], "the run's tokenizer")
+        if self.model is not None:
+            checkpoints.fill(self.model, saved.tensors["model"], "the run's model")
+        self.position = Position(**saved.state["position"])
+        self._resume = saved
+
+    def finished(self, phase: str) -> bool:
+        """Whether this run has completed that phase."""
+        return phase in self.position.done
+
+    def train(self, phase: Phase) -> None:
+        """Runs the phase to its end; raises Stopped after SIGTERM or SIGINT."""
+        optimizer = build_optimizer(phase.objective, phase.optimizer)
+        names = {p: name for name, p in phase.objective.named_parameters()}
+        self._begin(phase, optimizer, names)
+        previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        bar = progress_bar(phase.name, phase.steps, "step", self.position.phase_step)
+        try:
+            with bar, Monitor(self.run, self.position.step) as monitor:
+                self._loop(phase, optimizer, names, monitor, bar.update)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _begin(
+        self, phase: Phase, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
+    ) -> None:
+        """Puts random state, optimiser and sampler where the phase starts or goes on."""
+        if self._resume is not None and self.position.phase == phase.name:
+            training = self._resume.tensors[TRAINING]
+            checkpoints.fill_optimizer(optimizer, training, names)
+            phase.sampler.load_state_dict(self._resume.state["sampler"])
+            torch.set_rng_state(training["rng/cpu"])
+            if self.compute.device.type == "cuda":
+                torch.cuda.set_rng_state(training["rng/cuda"])
+        else:
+            self.position.phase, self.position.phase_step = phase.name, 0
+            torch.manual_seed(self.seed * 1_000_003 + len(self.position.done))
+        self._resume = None
+
+    def _loop(
+        self,
+        phase: Phase,
+        optimizer: torch.optim.AdamW,
+        names: dict[Tensor, str],
+        monitor: Monitor,
+        advance: Callable[[int], object],
+    ) -> None:
+        at, log = self.position, self.log
+        phase.objective.train()
+        forward = torch.compile(phase.objective) if self.compute.compile else phase.objective
+        clock, data_seconds, since = time.perf_counter(), 0.0, at.step
+        while at.phase_step < phase.steps:
+            start = time.perf_counter()
+            batch = phase.dataset.batch(next(phase.sampler)).to(self.compute.device)
+            data_seconds += time.perf_counter() - start
+            set_learning_rate(optimizer, phase.optimizer, at.phase_step, phase.steps)
+            detailed = at.phase_step % log.details == 0
+            with self.compute.autocast():
+                loss, metrics = forward(batch, detailed=detailed)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(names, phase.optimizer.gradient_norm)
+            if not torch.isfinite(norm):
+                self._refuse(batch, metrics, norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            at.step, at.phase_step = at.step + 1, at.phase_step + 1
+            if phase.target_update_every and at.phase_step % phase.target_update_every == 0:
+                assert self.model is not None
+                self.model.update_target()
+            advance(1)
+            last = at.phase_step == phase.steps
+            if detailed or last or at.phase_step % log.scalars == 0:
+                elapsed, steps = time.perf_counter() - clock, at.step - since
+                at.seconds += elapsed
+                values = {name: float(value) for name, value in metrics.items()}
+                values |= throughput(elapsed, data_seconds, steps, batch)
+                values |= {f"rate/{g['owner']}": g["lr"] for g in optimizer.param_groups}
+                values["gradient_norm"] = float(norm)
+                monitor.scalars(at.step, phase.name, at.seconds, values)
+                clock, data_seconds, since = time.perf_counter(), 0.0, at.step
+            if last or at.phase_step % log.pictures == 0:
+                for name, image in self.pictures().items():
+                    monitor.picture(at.step, name, image)
+            if last:
+                at.done.append(phase.name)
+            if last or self._stop or at.phase_step % log.checkpoint == 0:
+                self._save(optimizer, names, phase.sampler)
+                if self._stop:
+                    raise Stopped
+
+    def _save(
+        self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], sampler: Sampler
+    ) -> None:
+        training = checkpoints.optimizer_tensors(optimizer, names)
+        training["rng/cpu"] = torch.get_rng_state()
+        if self.compute.device.type == "cuda":
+            training["rng/cuda"] = torch.cuda.get_rng_state()
+        tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
+        if self.model is not None:
+            tensors["model"] = self.model.state_dict()
+        state = {
+            **self.facts,
+            "position": vars(self.position),
+            "sampler": sampler.state_dict(),
+            "versions": checkpoints.versions(),
+        }
+        checkpoints.save(self.run, Checkpoint(self.position.step, state, tensors), self.log.keep)
+
+    def _refuse(self, batch: Batch, metrics: dict[str, Tensor], norm: Tensor) -> None:
+        """Stops before the optimiser step when loss or gradient is not finite."""
+        path = self.run / f"bad_batch_step_{self.position.step:08d}.safetensors"
+        save_file({name: t.cpu().contiguous() for name, t in vars(batch).items()}, path)
+        wrong = [name for name, value in metrics.items() if not torch.isfinite(value).all()]
+        raise UserError(
+            f"the gradient's norm is {float(norm)} at step {self.position.step} (not finite: "
+            f"{', '.join(wrong) or 'no loss term'}); the weights are those of the last checkpoint, "
+            f"the batch is in {path}: lower the learning rate or use compute.dtype=float32."
+        )
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+
+def throughput(elapsed: float, data: float, steps: int, batch: Batch) -> dict[str, float]:
+    """Rates since the last logged step."""
+    tokens = steps * batch.actions.numel() * 37
+    return {
+        "speed/steps_per_second": steps / elapsed,
+        "speed/tokens_per_second": tokens / elapsed,
+        "speed/data_share": data / elapsed,
+    }

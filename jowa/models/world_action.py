@@ -1,0 +1,253 @@
+"""The world-action model: one transformer that is world model and Q-function at once.
+
+A block is 37 tokens, 36 of the frame and then the action; a sequence is up to 8 blocks (JOWA
+paper, section 3). Shapes: B rows, L frames, K = 36 tokens a frame, N = 37·L positions, D width,
+V observation tokens, A = 18 actions, Z atoms, Q ensemble members.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
+from jowa.models.heads import QEnsemble, classifier
+from jowa.models.transformer import KVCache, Transformer, TransformerConfig
+
+FRAME_TOKENS = 36
+BLOCK_TOKENS = FRAME_TOKENS + 1
+MAX_FRAMES = 8
+
+
+@dataclass
+class WorldActionConfig:
+    """Sizes and options of the model; the options are off in the published algorithm.
+
+    codebook_width > 0 embeds an observation token by its projected codebook vector (plus a
+    learned row); copy_previous feeds the previous frame's token at the place to be predicted
+    and lets a gate raise its logit; bell_start > 0 is the deviation of the initial return bell.
+    """
+
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    vocabulary: int = 1024
+    q_width: int = 192
+    q_members: int = 1
+    atoms: int = 51
+    value_min: float = -10.0
+    value_max: float = 30.0
+    codebook_width: int = 0
+    copy_previous: bool = False
+    bell_start: float = 0.0
+    task_embedding: bool = True
+
+
+class Output(NamedTuple):
+    """What one forward pass computes; fields that were not asked for are None.
+
+    observation_logits stand at the 36 predicting positions of each block in order: 0 to 34
+    predict tokens 1 to 35 of the same frame, the action position token 0 of the next frame.
+    """
+
+    hidden: Tensor  # (B, N, D)
+    observation_logits: Tensor | None  # (B, 36·L, V)
+    reward_logits: Tensor | None  # (B, L, 3), classes of sign(r) + 1
+    end_logits: Tensor | None  # (B, L, 2)
+    q_logits: Tensor | None  # (Q, B, L, A·Z)
+    target_q_logits: Tensor | None  # (Q, B, L, A·Z), no gradient
+
+
+class Tables(NamedTuple):
+    """Embedding tables as they are looked up, so that decoding computes them once."""
+
+    observation: Tensor  # (V, D)
+    hint: Tensor | None  # (V + 1, D), last row: there is no previous frame
+
+
+class WorldActionModel(nn.Module):
+    """Transformer, embeddings and heads. Knows nothing of devices, files or processes."""
+
+    support: Tensor
+    legal_actions: Tensor
+    codebook: Tensor
+
+    def __init__(self, config: WorldActionConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, V = config.transformer.width, config.vocabulary
+        self.transformer = Transformer(config.transformer)
+        self.position_embedding = nn.Embedding(MAX_FRAMES * BLOCK_TOKENS, D)
+        self.action_embedding = nn.Embedding(NUM_ACTIONS, D)
+        self.observation_embedding = nn.Embedding(V, D)
+        if config.task_embedding:
+            self.task_action_embedding = nn.Embedding(NUM_GAMES, D)
+            self.task_observation_embedding = nn.Embedding(NUM_GAMES, D)
+        if config.codebook_width:
+            self.register_buffer("codebook", torch.zeros(V, config.codebook_width))
+            self.codebook_projection = nn.Linear(config.codebook_width, D, bias=False)
+        if config.copy_previous:
+            # Row V stands for "there is no previous frame".
+            self.hint_embedding = nn.Embedding(V + 1, D)
+            self.copy_gate = nn.Linear(D, 1)
+            if config.codebook_width:
+                self.hint_projection = nn.Linear(config.codebook_width, D, bias=False)
+        self.observation_head = classifier(D, V)
+        self.reward_head = classifier(D, 3)
+        self.end_head = classifier(D, 2)
+        outputs = NUM_ACTIONS * config.atoms
+        self.q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
+        self.target_q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
+        self.target_q_head.requires_grad_(False)
+        support = torch.linspace(config.value_min, config.value_max, config.atoms)
+        self.register_buffer("support", support, persistent=False)
+        legal = torch.from_numpy(LEGAL_ACTIONS.copy())
+        self.register_buffer("legal_actions", legal, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Weights N(0, 0.02), biases 0, LayerNorm 1 and 0; the target equals the Q head."""
+        for name, parameter in self.named_parameters():
+            if "ln" in name or "norm" in name:
+                continue
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, 0.0, 0.02)
+        if self.config.codebook_width:
+            # The projected codebook vector is the embedding; the learned row only corrects it.
+            nn.init.zeros_(self.observation_embedding.weight)
+            nn.init.normal_(self.codebook_projection.weight, 0.0, self.config.codebook_width**-0.5)
+        if self.config.bell_start:
+            self.q_head.start_near_zero(self.support, NUM_ACTIONS, self.config.bell_start)
+        self.update_target()
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Copies the Q head to the target head (hard update)."""
+        self.target_q_head.load_state_dict(self.q_head.state_dict())
+
+    @torch.no_grad()
+    def set_codebook(self, codebook_VC: Tensor) -> None:
+        """Takes over the tokenizer's codebook; does nothing if tokens are embedded by id only."""
+        if self.config.codebook_width:
+            self.codebook.copy_(codebook_VC)
+
+    def tables(self) -> Tables:
+        """The embedding of each observation token, as itself and as a hint."""
+        observation, hint = self.observation_embedding.weight, None
+        if self.config.codebook_width:
+            observation = observation + self.codebook_projection(self.codebook).float()
+        if self.config.copy_previous:
+            hint = self.hint_embedding.weight
+            if self.config.codebook_width:
+                hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
+        return Tables(observation, hint)
+
+    def hints(self, obs_tokens: Tensor) -> Tensor:
+        """(B, L, 37): at each position, the token that stood in the frame before at the place
+        this position predicts; V where there is none. From obs_tokens (B, L, 36)."""
+        none = self.config.vocabulary
+        previous = F.pad(obs_tokens[:, :-1], (0, 0, 1, 0), value=none)
+        last = torch.full_like(obs_tokens[..., :1], none)
+        return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
+
+    def embed(
+        self, obs_tokens: Tensor, actions: Tensor, games: Tensor, hints: Tensor | None
+    ) -> Tensor:
+        """(B, 37·L, D) from whole blocks: obs_tokens (B, L, 36), actions (B, L), games (B,)."""
+        B, L, _ = obs_tokens.shape
+        tables = self.tables()
+        observations = F.embedding(obs_tokens, tables.observation)
+        acts = self.action_embedding(actions).unsqueeze(2)
+        if self.config.task_embedding:
+            observations = observations + self.task_observation_embedding(games)[:, None, None]
+            acts = acts + self.task_action_embedding(games)[:, None, None]
+        x = torch.cat([observations, acts], dim=2)
+        if hints is not None and tables.hint is not None:
+            x = x + F.embedding(hints, tables.hint)
+        return x.reshape(B, L * BLOCK_TOKENS, -1) + self.position_embedding.weight[: L * 37]
+
+    def forward(
+        self,
+        obs_tokens: Tensor,
+        actions: Tensor,
+        games: Tensor,
+        *,
+        world: bool = True,
+        q: bool = True,
+    ) -> Output:
+        """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
+
+        `world` and `q` choose which heads to compute.
+        """
+        B, L, _ = obs_tokens.shape
+        assert L <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
+        hints = self.hints(obs_tokens) if self.config.copy_previous else None
+        hidden = self.transformer(self.embed(obs_tokens, actions, games, hints))
+        blocks = hidden.view(B, L, BLOCK_TOKENS, -1)
+        last_observation, action = blocks[:, :, FRAME_TOKENS - 1], blocks[:, :, FRAME_TOKENS]
+        observation_logits = reward_logits = end_logits = q_logits = target = None
+        if world:
+            predicting = torch.cat([blocks[:, :, : FRAME_TOKENS - 1], blocks[:, :, -1:]], dim=2)
+            predicting = predicting.reshape(B, L * FRAME_TOKENS, -1)
+            if hints is not None:
+                hints = torch.cat([hints[..., : FRAME_TOKENS - 1], hints[..., -1:]], dim=-1)
+                hints = hints.reshape(B, L * FRAME_TOKENS)
+            observation_logits = self.predict_tokens(predicting, hints)
+            reward_logits, end_logits = self.reward_head(action), self.end_head(action)
+        if q:
+            q_logits = self.q_head(last_observation)
+            target = self.target_q_logits(last_observation)
+        return Output(hidden, observation_logits, reward_logits, end_logits, q_logits, target)
+
+    @torch.no_grad()
+    def target_q_logits(self, last_observation: Tensor) -> Tensor:
+        """The target head's logits (Q, B, L, A·Z), always with dropout off."""
+        self.target_q_head.eval()
+        return self.target_q_head(last_observation.detach())
+
+    def predict_tokens(self, hidden: Tensor, hints: Tensor | None) -> Tensor:
+        """Logits (B, M, V) of the token that each of M activations (B, M, D) predicts."""
+        logits = self.observation_head(hidden)
+        if hints is not None:
+            gate = self.copy_gate(hidden).to(logits.dtype)
+            known = hints < self.config.vocabulary
+            index = hints.clamp(max=self.config.vocabulary - 1).unsqueeze(-1)
+            logits = logits.scatter_add(-1, index, gate * known.unsqueeze(-1))
+        return logits
+
+    def extend(
+        self,
+        cache: KVCache,
+        tokens: Tensor,
+        hints: Tensor | None,
+        games: Tensor,
+        tables: Tables,
+        *,
+        action: bool = False,
+    ) -> Tensor:
+        """Activations (B, M, D) of M tokens (B, M) that follow those in the cache.
+
+        All are observation tokens of one frame, or with `action` the action that ends a block.
+        """
+        start, M = cache.length, tokens.shape[1]
+        table = self.action_embedding.weight if action else tables.observation
+        x = F.embedding(tokens, table) + self.position_embedding.weight[start : start + M]
+        if self.config.task_embedding:
+            task = self.task_action_embedding if action else self.task_observation_embedding
+            x = x + task(games)[:, None]
+        if tables.hint is not None and hints is not None:
+            x = x + F.embedding(hints, tables.hint)
+        return self.transformer(x, cache)
+
+    def probabilities(self, q_logits: Tensor) -> Tensor:
+        """The ensemble's mean distribution (..., A, Z), in float32, of logits (Q, ..., A·Z)."""
+        logits = q_logits.float().unflatten(-1, (NUM_ACTIONS, self.config.atoms))
+        return logits.softmax(-1).mean(0)
+
+    def values(self, q_logits: Tensor) -> Tensor:
+        """Expected returns (..., A) of logits (Q, ..., A·Z)."""
+        return (self.probabilities(q_logits) * self.support).sum(-1)
