@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,9 @@ def _describe(name: str, statistics: dict[str, Any]) -> str:
 
 def list_games(_: GamesConfig) -> None:
     """Prints the table of games."""
-    print(f"{'id':>2}  {'game':<18} {'actions':>7} {'random':>10} {'human':>10} {'DQN':>10}  teacher")
+    print(
+        f"{'id':>2}  {'game':<18} {'actions':>7} {'random':>10} {'human':>10} {'DQN':>10}  teacher"
+    )
     for game in game_facts.GAMES.values():
         known = [f"{x:>10.1f}" if x is not None else f"{'-':>10}" for x in _scores(game)]
         teacher = "yes" if game.name in TEACHERS else ""
@@ -97,7 +98,7 @@ def report(config: ReportConfig) -> Path:
     data_means: dict[str, float | None] = {}
     for file in files:
         data_means |= file.provenance.get("data_means", {})
-    timings = json.loads(Path(config.timings).read_text()) if config.timings else {}
+    timings = read_timings(Path(config.timings)) if config.timings else {}
     pictures = [
         (f"{run.name}: {caption}", run / "images" / f"{name}.png")
         for run in runs
@@ -124,6 +125,20 @@ def report(config: ReportConfig) -> Path:
     )
     print(f"report: {page}")
     return page
+
+
+def read_timings(path: Path) -> dict[str, float]:
+    """Seconds by stage from lines such as `72 tokenize`; a stage named twice is summed."""
+    timings: dict[str, float] = {}
+    try:
+        for line in path.read_text().splitlines():
+            seconds, _, name = line.partition(" ")
+            timings[name] = timings.get(name, 0.0) + float(seconds)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} does not hold timings ({error}): write a line `SECONDS STAGE` each."
+        ) from error
+    return timings
 
 
 def _comparison(pair: str) -> Comparison:

@@ -170,6 +170,7 @@ class EvaluateConfig:
     max_frames         cap on an episode in emulator frames; 108000 is the protocol's
     epsilon            probability of a random action; 0.001 is the protocol's
     baselines          also play randomly and with every constant action
+    baseline_episodes  how often each of those; 0 is as often as the agent
     data_root          show the mean score of this data beside the agent's; null does not
     """
 
@@ -184,6 +185,7 @@ class EvaluateConfig:
     epsilon: float = 0.001
     seed: int = 1000
     baselines: bool = True
+    baseline_episodes: int = 0
     data_root: str | None = None
     compute: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -218,7 +220,7 @@ class ReportConfig:
     runs               run directories whose curves and pictures to show
     compare            pairs of labels to set against each other, "first|second"
     film               an mp4 of `jowa watch`
-    timings            JSON file of seconds by stage
+    timings            text file of lines `SECONDS STAGE`
     """
 
     out: str = MISSING

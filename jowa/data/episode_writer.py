@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import itertools
 import json
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,7 @@ import hdf5plugin
 import numpy as np
 
 from jowa.errors import UserError
+from jowa.files import publish, temporary_path
 from jowa.games import NUM_ACTIONS, Game
 
 FORMAT_VERSION = 1
@@ -46,7 +45,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 _ROWS_PER_CHUNK = 16384  # of the arrays with one number a row
-_temporary_numbers = itertools.count()
 
 
 class _DiskFile(io.FileIO):
@@ -245,31 +243,3 @@ def hash_attributes(attributes: Mapping[str, Any]) -> str:
     """Hex sha256 over all attributes but the hash itself."""
     rest = {name: value for name, value in attributes.items() if name != "sha256_attributes"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def temporary_path(path: Path) -> Path:
-    """A fresh name beside `path` to write to; removes what killed writers of this host left."""
-    host = socket.gethostname()
-    prefix = f"{path.name}.tmp-{host}-"
-    for leftover in path.parent.iterdir():
-        pid, _, number = leftover.name.removeprefix(prefix).partition("-")
-        if leftover.name.startswith(prefix) and pid.isdigit() and number.isdigit():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                leftover.unlink(missing_ok=True)
-            except PermissionError:  # it lives and belongs to somebody else
-                continue
-    return path.with_name(f"{prefix}{os.getpid()}-{next(_temporary_numbers)}")
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Make a written and closed file durable under its final name, atomically."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

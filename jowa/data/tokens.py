@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jowa.data.episode_writer import publish, temporary_path
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
+from jowa.files import publish, temporary_path
 
 TOKENS_PER_FRAME = 36
 _DTYPE = np.dtype("<u2")

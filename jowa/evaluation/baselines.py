@@ -20,8 +20,8 @@ from jowa.evaluation.scores import (
     GameBaselines,
     GameScores,
     baselines_from,
-    write_json,
 )
+from jowa.files import write_json
 from jowa.games import FULL_ACTION_SET, Game, by_id
 
 Actions = NDArray[np.int64]

@@ -78,9 +78,7 @@ def playable(names: list[str], saved: Checkpoint, folder: Path) -> list[Game]:
     return [game_facts.get(name) for name in names or known]
 
 
-def _agent(
-    saved: Checkpoint, planner: Any, device: torch.device, dtype: torch.dtype
-) -> Agent:
+def _agent(saved: Checkpoint, planner: Any, device: torch.device, dtype: torch.dtype) -> Agent:
     tokenizer, model = build(saved)
     return Agent(tokenizer.to(device), model.to(device), planner, dtype)
 
@@ -141,11 +139,11 @@ def _play(
 def _add_baselines(
     scores: ScoreFile, games: list[Game], config: EvaluateConfig, cache: Path
 ) -> None:
+    protocol = _protocol(config)
+    protocol["episodes"] = config.baseline_episodes or config.episodes
     with progress_bar("random and constant play", len(games), "game") as bar:
         for game in games:
-            scores.baselines[game.name] = baseline_scores(
-                game, cache_dir=cache, **_protocol(config)
-            )
+            scores.baselines[game.name] = baseline_scores(game, cache_dir=cache, **protocol)
             bar.update(1)
 
 

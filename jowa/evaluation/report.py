@@ -36,8 +36,8 @@ from jowa.evaluation.scores import (
     PROTOCOL_STICKY,
     Evaluation,
     GameBaselines,
-    write_atomically,
 )
+from jowa.files import write_atomically
 
 INLINE_FILM_BYTES = 3_000_000
 PICTURES = "report-images"

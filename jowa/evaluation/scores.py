@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from scipy import stats
 
 from jowa import games
 from jowa.errors import UserError
+from jowa.files import write_json
 
 SCORES_VERSION = 1
 PROTOCOL_MAX_FRAMES = 108_000
@@ -264,25 +264,6 @@ def baselines_from(stored: dict[str, Any]) -> GameBaselines:
     """GameBaselines from its JSON form."""
     parts = {name: GameScores(**stored[name]) for name in ("random", "constant")}
     return GameBaselines(**{**stored, **parts})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, flush it to disk, then move it into place."""
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes under a temporary name, flush them to disk, then move them into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def difference_interval(

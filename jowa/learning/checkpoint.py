@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from jowa.errors import UserError
+from jowa.files import write_atomically
 
 FORMAT = 1
 Tensors = dict[str, Tensor]
@@ -58,7 +59,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             _sync(file)
         (temporary / "COMPLETE").touch()
         _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         temporary.rename(target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -68,9 +69,17 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         ) from error
     write_atomically(folder / "latest", target.name)
     complete = sorted(p for p in folder.glob("step_*") if (p / "COMPLETE").exists())
-    for old in complete[:-keep]:
-        shutil.rmtree(old)
+    kept = complete[-keep:]
+    for old in (*folder.glob("step_*"), *folder.glob(".step_*.writing")):
+        if old not in kept:
+            _remove(old)
     return target
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint so that a kill half-way leaves nothing that a reader takes."""
+    (folder / "COMPLETE").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest(path: Path) -> Path | None:
@@ -141,8 +150,9 @@ def fill_optimizer(
     """Puts back what `optimizer_tensors` gave."""
     by_name = {name: parameter for parameter, name in names.items()}
     for key, value in tensors.items():
-        kind, name, entry = key.split("/")
+        kind, _, rest = key.partition("/")
         if kind == "optimizer":
+            name, _, entry = rest.partition("/")
             parameter = by_name[name]
             # A fused step counter lives beside its parameter, like the moments.
             optimizer.state[parameter][entry] = value.to(parameter.device)
@@ -160,14 +170,6 @@ def versions() -> dict[str, str]:
     )
     found["git"] = revision.stdout.strip() or "unknown"
     return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small text file as a whole."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:

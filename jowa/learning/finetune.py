@@ -36,7 +36,9 @@ def finetune(config: FinetuneConfig) -> Path:
         )
     like = games.get(config.like) if config.like is not None else None
     if like is not None and like.name not in known:
-        raise UserError(f"like={like.name} is not a pretrained game; use one of {', '.join(known)}.")
+        raise UserError(
+            f"like={like.name} is not a pretrained game; use one of {', '.join(known)}."
+        )
     files = open_data(config.root, [game.name], config.cache_gib)
     torch.manual_seed(config.seed)
     tokenizer, model = build(saved, fresh=config.from_scratch)

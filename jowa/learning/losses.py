@@ -56,9 +56,7 @@ def world_model_losses(
         reward_logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="none"
     )
     reward = masked_mean(reward_error, mask_padding.flatten())
-    end_error = F.cross_entropy(
-        end_logits.flatten(0, 1), ends.long().flatten(), reduction="none"
-    )
+    end_error = F.cross_entropy(end_logits.flatten(0, 1), ends.long().flatten(), reduction="none")
     return WorldModelLosses(observation, reward, masked_mean(end_error, mask_padding.flatten()))
 
 
@@ -132,9 +130,7 @@ def td_loss(
         best = value.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
         best_probs = pick(target_probs, best)
         index = targets.bootstrap.unsqueeze(-1).expand(-1, L, Z)
-        target = project(
-            targets.returns, targets.discounts, best_probs.gather(1, index), support
-        )
+        target = project(targets.returns, targets.discounts, best_probs.gather(1, index), support)
     error = -(target * (pick(probs, actions) + 1e-8).log()).sum(-1)
     return masked_mean(error, targets.rows)
 

@@ -59,9 +59,7 @@ class Objective(nn.Module):
         total: Tensor | float = 0.0
         metrics: Metrics = {}
         if self.config.tokenizer:
-            loss, metrics = self.tokenizer.loss(
-                batch.observations, batch.games, batch.mask_padding
-            )
+            loss, metrics = self.tokenizer.loss(batch.observations, batch.games, batch.mask_padding)
             total = self.config.tokenizer * loss
         if self.model is not None and (self.config.world_model or self.config.q):
             loss, model_metrics = self._model_losses(self.model, batch, detailed)
@@ -81,7 +79,8 @@ class Objective(nn.Module):
             world=self.config.world_model > 0,
             q=self.config.q > 0,
         )
-        total, metrics = torch.zeros((), device=tokens.device), {}
+        total = torch.zeros((), device=tokens.device)
+        metrics: Metrics = {}
         if self.config.world_model:
             loss, part = self._world_model(output, tokens, batch, detailed)
             total, metrics = total + self.config.world_model * loss, metrics | part

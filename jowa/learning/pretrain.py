@@ -85,3 +85,8 @@ def check_sizes(config: PretrainConfig) -> None:
             f"model.codebook_width is {model.codebook_width}: use {tokenizer.code_width}, the "
             f"tokenizer's code_width, or 0 to embed tokens by their id only."
         )
+    if model.summary_width and not model.codebook_width:
+        raise UserError(
+            f"model.summary_width is {model.summary_width} but model.codebook_width is 0: the "
+            f"summary reads codebook vectors; set codebook_width to {tokenizer.code_width}."
+        )

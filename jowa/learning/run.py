@@ -12,7 +12,7 @@ import torch
 
 from jowa.data.episodes import EpisodeFile, open_store
 from jowa.errors import UserError
-from jowa.learning.checkpoint import write_atomically
+from jowa.files import write_json
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def open_run(path: str, config: Any) -> Path:
             )
         return run
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(stored, json.dumps(resolved, indent=1))
+    write_json(stored, resolved)
     return run
 
 

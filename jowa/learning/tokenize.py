@@ -65,9 +65,7 @@ def make_phase(
     name: str, config: PhaseConfig, objective: Objective, dataset: SegmentDataset, seed: int
 ) -> Phase:
     """A phase for the trainer from its configuration."""
-    sampler = Sampler(
-        dataset, config.batch_size, seed=seed, reward_fraction=config.reward_fraction
-    )
+    sampler = Sampler(dataset, config.batch_size, seed=seed, reward_fraction=config.reward_fraction)
     return Phase(
         name,
         config.steps,

@@ -54,8 +54,8 @@ class Phase:
     target_update_every: int = 0  # steps between hard updates of the target head; 0 is never
 
 
-class Stopped(Exception):
-    """Training was asked to stop and has written a checkpoint."""
+class Stopped(KeyboardInterrupt):
+    """Training was asked to stop, by SIGTERM or SIGINT, and has written a checkpoint."""
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Trainer:
     def train(self, phase: Phase) -> None:
         """Runs the phase to its end; raises Stopped after SIGTERM or SIGINT."""
         optimizer = build_optimizer(phase.objective, phase.optimizer)
-        names = {p: name for name, p in phase.objective.named_parameters()}
+        names: dict[Tensor, str] = {p: name for name, p in phase.objective.named_parameters()}
         self._begin(phase, optimizer, names)
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         bar = progress_bar(phase.name, phase.steps, "step", self.position.phase_step)

@@ -40,7 +40,7 @@ class PatchTokenizerConfig:
     commitment_weight: float = 1.0
     ema_decay: float = 0.98
     restart_below: float = 0.02
-    patches_per_step: int = 4096
+    patches_per_step: int = 1024
 
 
 def to_patches(images: Tensor) -> Tensor:
@@ -103,8 +103,13 @@ class PatchTokenizer(Tokenizer):
     def encode(self, frames: Tensor, games: Tensor | None = None) -> Tensor:
         assert games is not None, "this tokenizer subtracts a background and needs the games"
         with torch.autocast(frames.device.type, enabled=False):
-            z = self.encoder(self.residual(frames[:, 0], games))
-            return nearest_code(z.flatten(0, 1), self.codes).view(len(frames), -1)
+            patches = self.residual(frames[:, 0], games).flatten(0, 1)
+            # Most patches show nothing but background and share one token: encode that once.
+            shows = patches.any(-1)
+            blank = self.encoder(patches.new_zeros(1, PATCH_PIXELS))
+            tokens = nearest_code(blank, self.codes).repeat(len(patches))
+            tokens[shows] = nearest_code(self.encoder(patches[shows]), self.codes)
+            return tokens.view(len(frames), -1)
 
     def decode(self, tokens: Tensor, games: Tensor | None = None) -> Tensor:
         assert games is not None, "this tokenizer subtracts a background and needs the games"
@@ -117,22 +122,22 @@ class PatchTokenizer(Tokenizer):
         self, observations: Tensor, games: Tensor, mask_padding: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         B, L = mask_padding.shape
-        with torch.autocast(observations.device.type, enabled=False):
-            residual = self.residual(observations.flatten(0, 1), games.repeat_interleave(L))
-            foreground = foreground_patches(observations, residual)
-            chosen = self._choose(foreground, mask_padding.flatten())
-            target, foreground = residual.flatten(0, 1)[chosen], foreground.flatten(0, 1)[chosen]
-            z = self.encoder(target)
-            if self.training:
-                self._update_codes(z.detach())
-            tokens = nearest_code(z.detach(), self.codes)
-            code = F.embedding(tokens, self.codes)
-            reconstruction = self.decoder(z + (code - z).detach())
-            weight = 1.0 + (self.config.foreground_weight - 1.0) * foreground
-            error = (reconstruction - target).abs()
-            reconstruction_loss = (weight * error).mean()
-            commitment = (z - code).square().mean()
-            loss = reconstruction_loss + self.config.commitment_weight * commitment
+        residual = self.residual(observations.flatten(0, 1), games.repeat_interleave(L))
+        foreground = foreground_patches(observations, residual)
+        chosen = self._choose(foreground, mask_padding.flatten())
+        target, foreground = residual.flatten(0, 1)[chosen], foreground.flatten(0, 1)[chosen]
+        # Only the MLPs run in the ambient (perhaps bfloat16) precision; codes are float32.
+        z = self.encoder(target).float()
+        if self.training:
+            self._update_codes(z.detach())
+        tokens = nearest_code(z.detach(), self.codes)
+        code = F.embedding(tokens, self.codes)
+        reconstruction = self.decoder(z + (code - z).detach()).float()
+        weight = 1.0 + (self.config.foreground_weight - 1.0) * foreground
+        error = (reconstruction - target).abs()
+        reconstruction_loss = (weight * error).mean()
+        commitment = (z - code).square().mean()
+        loss = reconstruction_loss + self.config.commitment_weight * commitment
         with torch.no_grad():
             # A foreground pixel is kept if less than half of its difference is lost.
             seen = foreground * (target.abs() > DIFFERENCE / 255)
@@ -148,10 +153,11 @@ class PatchTokenizer(Tokenizer):
         }
 
     def _choose(self, foreground: Tensor, real: Tensor) -> Tensor:
-        """Indices of the patches to train on: random real ones, those with foreground first."""
+        """Indices of the patches to train on: random real ones, those with foreground first;
+        fewer than `patches_per_step` where there are fewer real ones."""
         something = foreground.amax(-1) * real.unsqueeze(1)
         lottery = torch.rand_like(something) + 0.9 * something + 10.0 * real.unsqueeze(1)
-        count = min(self.config.patches_per_step, lottery.numel())
+        count = min(self.config.patches_per_step, int(real.sum()) * lottery.shape[1])
         return lottery.flatten().topk(count, sorted=False).indices
 
     @torch.no_grad()

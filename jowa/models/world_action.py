@@ -29,7 +29,10 @@ class WorldActionConfig:
 
     codebook_width > 0 embeds an observation token by its projected codebook vector (plus a
     learned row); copy_previous feeds the previous frame's token at the place to be predicted
-    and lets a gate raise its logit; bell_start > 0 is the deviation of the initial return bell.
+    and lets a gate raise its logit; summary_width > 0 adds an MLP of that width over the codebook
+    vectors of a frame and the one before to its last token, where Q is read, so that Q need not
+    wait for attention to learn where things are; bell_start > 0 is the deviation of the initial
+    return bell.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -41,6 +44,7 @@ class WorldActionConfig:
     value_max: float = 30.0
     codebook_width: int = 0
     copy_previous: bool = False
+    summary_width: int = 0
     bell_start: float = 0.0
     task_embedding: bool = True
 
@@ -94,6 +98,13 @@ class WorldActionModel(nn.Module):
             self.copy_gate = nn.Linear(D, 1)
             if config.codebook_width:
                 self.hint_projection = nn.Linear(config.codebook_width, D, bias=False)
+        if config.summary_width:
+            assert config.codebook_width, "checked with the configuration"
+            self.summary = nn.Sequential(
+                nn.Linear(2 * FRAME_TOKENS * config.codebook_width, config.summary_width),
+                nn.GELU(),
+                nn.Linear(config.summary_width, D),
+            )
         self.observation_head = classifier(D, V)
         self.reward_head = classifier(D, 3)
         self.end_head = classifier(D, 2)
@@ -120,6 +131,10 @@ class WorldActionModel(nn.Module):
             # The projected codebook vector is the embedding; the learned row only corrects it.
             nn.init.zeros_(self.observation_embedding.weight)
             nn.init.normal_(self.codebook_projection.weight, 0.0, self.config.codebook_width**-0.5)
+        if self.config.summary_width:
+            for layer in self.summary:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5)
         if self.config.bell_start:
             self.q_head.start_near_zero(self.support, NUM_ACTIONS, self.config.bell_start)
         self.update_target()
@@ -146,13 +161,23 @@ class WorldActionModel(nn.Module):
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
         return Tables(observation, hint)
 
+    def previous_frames(self, obs_tokens: Tensor) -> Tensor:
+        """(B, L, 36): the frame before each of (B, L, 36); V where there is none."""
+        return F.pad(obs_tokens[:, :-1], (0, 0, 1, 0), value=self.config.vocabulary)
+
     def hints(self, obs_tokens: Tensor) -> Tensor:
         """(B, L, 37): at each position, the token that stood in the frame before at the place
         this position predicts; V where there is none. From obs_tokens (B, L, 36)."""
-        none = self.config.vocabulary
-        previous = F.pad(obs_tokens[:, :-1], (0, 0, 1, 0), value=none)
-        last = torch.full_like(obs_tokens[..., :1], none)
+        previous = self.previous_frames(obs_tokens)
+        last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
+
+    def summarise(self, frame: Tensor, previous: Tensor) -> Tensor:
+        """(..., D) to add at the last token of frames (..., 36) that follow `previous` (..., 36),
+        whose tokens are V where there is none."""
+        codes = F.pad(self.codebook, (0, 0, 0, 1))
+        both = F.embedding(torch.cat([frame, previous], dim=-1), codes)
+        return self.summary(both.flatten(-2))
 
     def embed(
         self, obs_tokens: Tensor, actions: Tensor, games: Tensor, hints: Tensor | None
@@ -165,10 +190,15 @@ class WorldActionModel(nn.Module):
         if self.config.task_embedding:
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
+        if self.config.summary_width:
+            summary = self.summarise(obs_tokens, self.previous_frames(obs_tokens))
+            last = observations[:, :, -1:] + summary.unsqueeze(2).to(observations.dtype)
+            observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)
         if hints is not None and tables.hint is not None:
             x = x + F.embedding(hints, tables.hint)
-        return x.reshape(B, L * BLOCK_TOKENS, -1) + self.position_embedding.weight[: L * 37]
+        positions = self.position_embedding.weight[: L * BLOCK_TOKENS]
+        return x.reshape(B, L * BLOCK_TOKENS, -1) + positions
 
     def forward(
         self,
@@ -228,10 +258,12 @@ class WorldActionModel(nn.Module):
         tables: Tables,
         *,
         action: bool = False,
+        summary: Tensor | None = None,
     ) -> Tensor:
         """Activations (B, M, D) of M tokens (B, M) that follow those in the cache.
 
         All are observation tokens of one frame, or with `action` the action that ends a block.
+        `summary` (B, D) is that of a frame whose last token is the last of them.
         """
         start, M = cache.length, tokens.shape[1]
         table = self.action_embedding.weight if action else tables.observation
@@ -241,6 +273,8 @@ class WorldActionModel(nn.Module):
             x = x + task(games)[:, None]
         if tables.hint is not None and hints is not None:
             x = x + F.embedding(hints, tables.hint)
+        if summary is not None:
+            x = torch.cat([x[:, :-1], x[:, -1:] + summary.unsqueeze(1)], dim=1)
         return self.transformer(x, cache)
 
     def probabilities(self, q_logits: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ class Dream:
             token = model.predict_tokens(hidden, hint).argmax(-1)
             tokens.append(token)
             hint = hints[:, k + 1 : k + 2] if copying else None
-            hidden = model.extend(self.cache, token, hint, self.games, self.tables)
+            summary = None
+            if model.config.summary_width and k == FRAME_TOKENS - 1:
+                summary = model.summarise(torch.cat(tokens, dim=1), before)
+            hidden = model.extend(self.cache, token, hint, self.games, self.tables, summary=summary)
         self.frame, self.hidden = torch.cat(tokens, dim=1), hidden[:, -1]
         return rewards.float(), ends

@@ -312,7 +312,7 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path) -> None:
 _ENDLESS_WRITER = """
     import sys
     import numpy as np
-    from jowa.data import episode_writer
+    from jowa import files
     from jowa.data.episodes import EpisodeWriter
     from jowa.games import get
 
@@ -322,7 +322,7 @@ _ENDLESS_WRITER = """
 
     stage = sys.argv[2]
     if stage == "publish":
-        episode_writer.os.replace = pause
+        files.os.replace = pause
     with EpisodeWriter(sys.argv[1], get("Pong"), source="a test") as writer:
         if stage == "opened":
             pause()

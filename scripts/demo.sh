@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# From a bare machine with Python to a trained, scored and fine-tuned agent, on real Atari games.
+# Usage: scripts/demo.sh [FOLDER]   (default runs/demo; about 15 minutes on two cores)
+# Stopped at any moment, the same command goes on: finished stages are not done again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/demo}
+mkdir -p "$out/done"
+timings=$out/timings.txt
+pretrained=$out/pretrain
+data=$out/data
+
+# Stages in order, with their usual seconds on two cores, from which the time left is estimated.
+names=(install collect tokenize pretrain evaluate-greedy evaluate-planned
+    finetune finetune-from-scratch evaluate-finetuned film report)
+usual=(90 70 90 330 60 100 60 60 60 20 15)
+
+left() { # seconds of stage $1 and all after it
+    local sum=0 i
+    for ((i = $1; i < ${#usual[@]}; i++)); do sum=$((sum + usual[i])); done
+    echo "$sum"
+}
+
+number=0
+stage() { # stage COMMAND...: runs the next stage unless it is finished
+    local name=${names[$number]} remaining seconds
+    remaining=$(left "$number")
+    number=$((number + 1))
+    if [ -f "$out/done/$name" ]; then
+        echo "[$number/${#names[@]}] $name: done before"
+        return
+    fi
+    echo "[$number/${#names[@]}] $name (about $((remaining / 60)) min $((remaining % 60)) s left in all)"
+    seconds=$SECONDS
+    "$@"
+    echo "$((SECONDS - seconds)) $name" >>"$timings"
+    touch "$out/done/$name"
+}
+
+jowa() { .venv/bin/jowa "$@"; }
+
+collect() {
+    jowa collect experiment=demo root="$data"
+    jowa collect experiment=demo_heldout root="$data"
+}
+
+evaluate() { # evaluate LABEL RUN [OPTION...]
+    jowa evaluate experiment=demo label="'$1'" checkpoint="$2" out="$out/scores.json" \
+        data_root="$data" "${@:3}"
+}
+
+evaluate_finetuned() {
+    evaluate "fine-tuned" "$out/finetune" games=[Pong]
+    evaluate "from scratch" "$out/scratch" games=[Pong]
+}
+
+stage scripts/install.sh
+stage collect
+stage jowa tokenize experiment=demo run="$out/tokenizer" data.root="$data"
+stage jowa pretrain experiment=demo run="$pretrained" tokenizer_from="$out/tokenizer" \
+    data.root="$data"
+stage evaluate "greedy" "$pretrained" planner=greedy
+stage evaluate "planned" "$pretrained" planner=beam
+stage jowa finetune experiment=demo run="$out/finetune" checkpoint="$pretrained" root="$data"
+stage jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" root="$data" \
+    from_scratch=true
+stage evaluate_finetuned
+stage jowa watch experiment=demo checkpoint="$pretrained" out="$out/film.mp4"
+stage jowa report experiment=demo out="$out" scores="[$out/scores.json]" film="$out/film.mp4" \
+    runs="[$out/tokenizer,$pretrained,$out/finetune,$out/scratch]" timings="$timings"
+
+echo
+echo "Scores:     $out/scores.json"
+echo "Report:     $out/report.html (and report.md)"
+echo "Film:       $out/film.mp4"
+echo "Curves:     .venv/bin/tensorboard --logdir $out"

@@ -1,0 +1,144 @@
+"""Objectives of the phases: where gradients reach, what padding may not do, what is counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from jowa.data.episodes import EpisodeFile
+from jowa.data.segments import Batch, SegmentDataset
+from jowa.learning.objective import LossConfig, Objective, world_model_accuracy
+from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.models.world_action import Output, WorldActionModel
+
+NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+STAGE1 = LossConfig(tokenizer=1.0, world_model=1.0)
+STAGE2 = LossConfig(world_model=0.1, q=1.0, n_step=3)
+TokenizerMaker = Callable[..., PatchTokenizer]
+ModelMaker = Callable[..., WorldActionModel]
+
+
+def reached(module: nn.Module) -> dict[str, bool]:
+    """Whether each parameter got a gradient that is not zero."""
+    return {
+        name: p.grad is not None and bool(p.grad.abs().sum() > 0)
+        for name, p in module.named_parameters()
+    }
+
+
+def frames(data: list[EpisodeFile]) -> Batch:
+    dataset = SegmentDataset(data)
+    chosen = torch.linspace(0, dataset.num_segments - 1, 4).long()
+    return dataset.batch(chosen.numpy())
+
+
+def test_stage1_trains_tokenizer_and_world_model_but_not_q(
+    data: list[EpisodeFile], make_tokenizer: TokenizerMaker, make_model: ModelMaker
+) -> None:
+    tokenizer, model = make_tokenizer(), make_model(**NANO)
+    objective = Objective(tokenizer, model, STAGE1).train()
+    batch = frames(data)
+    objective(batch)  # fills the codebook
+    objective(batch)[0].backward()
+    assert all(reached(tokenizer).values())
+    for name, got in reached(model).items():
+        assert got == ("q_head" not in name), name
+
+
+def test_stage2_flows_from_q_alone_into_the_backbone_and_not_into_the_tokenizer(
+    make_batch: Callable[..., Batch], make_tokenizer: TokenizerMaker, make_model: ModelMaker
+) -> None:
+    tokenizer, model = make_tokenizer(), make_model(**NANO)
+    objective = Objective(tokenizer, model, dataclasses.replace(STAGE2, world_model=0.0))
+    before = tokenizer.fingerprint()
+    objective.train()(make_batch([8, 8, 3, 8]))[0].backward()
+    got = reached(model)
+    for name, flowed in got.items():
+        world = name.startswith(("observation_head", "reward_head", "end_head", "copy_gate"))
+        assert flowed == (not world and "target" not in name), name
+    assert not any(reached(tokenizer).values())
+    assert tokenizer.fingerprint() == before
+
+
+def test_finetuning_reaches_everything(
+    data: list[EpisodeFile], make_tokenizer: TokenizerMaker, make_model: ModelMaker
+) -> None:
+    tokenizer, model = make_tokenizer(), make_model(**NANO)
+    config = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0)
+    objective = Objective(tokenizer, model, config).train()
+    batch = frames(data)
+    objective(batch)
+    objective(batch)[0].backward()
+    assert all(reached(tokenizer).values())
+    assert all(got for name, got in reached(model).items() if "target" not in name)
+    assert torch.equal(model.codebook, tokenizer.codebook)
+
+
+@pytest.mark.parametrize("options", [{}, NANO])
+def test_padding_content_changes_neither_loss_nor_gradients(
+    make_batch: Callable[..., Batch],
+    make_tokenizer: TokenizerMaker,
+    make_model: ModelMaker,
+    options: dict[str, object],
+) -> None:
+    clean = make_batch([8, 5, 1, 2])
+    pad = ~clean.mask_padding
+    junk = dataclasses.replace(
+        clean,
+        observations=clean.observations.masked_fill(pad.unsqueeze(-1), 17),
+        actions=clean.actions.masked_fill(pad, 11),
+        rewards=clean.rewards.masked_fill(pad, 1.0),
+        ends=clean.ends | pad,
+    )
+    results = []
+    for batch in (clean, junk):
+        model = make_model(scale=3.0, **options)
+        total, metrics = Objective(make_tokenizer(), model, STAGE2).eval()(batch, detailed=True)
+        total.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((total.detach(), metrics, gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_terms_add_up_to_the_total(
+    make_batch: Callable[..., Batch], make_tokenizer: TokenizerMaker, make_model: ModelMaker
+) -> None:
+    total, m = Objective(make_tokenizer(), make_model(), STAGE2).eval()(make_batch([8, 4]))
+    world = m["world_model/observation"] + m["world_model/reward"] + m["world_model/end"]
+    torch.testing.assert_close(total, 0.1 * world + m["q/td"] + m["q/cql"])
+    torch.testing.assert_close(m["q/cql"], 0.1 * (m["q/soft_maximum"] - m["q/data_actions"]))
+
+
+def test_accuracies_count_next_frames_only_and_no_padding(
+    make_batch: Callable[..., Batch],
+) -> None:
+    """A prophet who knows every token but one, and a parrot who repeats the last frame."""
+    batch = make_batch([3, 2], length=3)
+    tokens = batch.observations
+    tokens[:, 1:, :30] = tokens[:, :1, :30]  # 6 of 36 tokens may change
+    prophet = torch.zeros(2, 3 * 36, dtype=torch.long)
+    parrot = torch.zeros(2, 3 * 36, dtype=torch.long)
+    flat = tokens.flatten(1)
+    prophet[:, :-1] = flat[:, 1:]
+    parrot[:, 35:-1] = flat[:, :-36]
+    wrong = prophet.clone()
+    wrong[0, 35] = (wrong[0, 35] + 1) % 24  # predicts token 0 of frame 1
+    wrong[:, :35] = 0  # the first frame follows nothing and is not counted
+    reward_logits = torch.nn.functional.one_hot(batch.rewards.long() + 1, 3).float()
+
+    def measure(predicted: torch.Tensor) -> dict[str, float]:
+        logits = torch.nn.functional.one_hot(predicted, 24).float()
+        output = Output(torch.zeros(0), logits, reward_logits, torch.zeros(0), None, None)
+        return {k: float(v) for k, v in world_model_accuracy(output, tokens, batch).items()}
+
+    counted = 36 * (2 + 1)
+    assert measure(prophet)["accuracy/tokens"] == 1.0
+    assert measure(wrong)["accuracy/tokens"] == pytest.approx(1 - 1 / counted)
+    assert measure(wrong)["accuracy/changed_tokens"] == 1.0
+    assert measure(parrot)["accuracy/changed_tokens"] == 0.0
+    assert 0.83 < measure(parrot)["accuracy/tokens"] < 1.0
+    assert measure(prophet)["accuracy/nonzero_rewards"] == 1.0

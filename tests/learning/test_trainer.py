@@ -1,0 +1,205 @@
+"""The training loop: going on exactly where it stopped, refusing bad numbers, finishing once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jowa.data.episodes import EpisodeFile
+from jowa.data.segments import Sampler, SegmentDataset
+from jowa.errors import UserError
+from jowa.learning.checkpoint import find, load
+from jowa.learning.compute import Compute
+from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.optim import OptimizerConfig
+from jowa.learning.trainer import LogConfig, Phase, Stopped, Trainer
+
+CPU = Compute(torch.device("cpu"), torch.float32, False)
+NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+FIRST = LossConfig(tokenizer=1.0, world_model=1.0)
+SECOND = LossConfig(tokenizer=0.5, world_model=0.5, q=1.0, n_step=2)
+Experiment = Callable[..., Trainer]
+STEPS = 7
+
+
+@pytest.fixture
+def experiment(
+    data: list[EpisodeFile], make_tokenizer: Callable[..., Any], make_model: Callable[..., Any]
+) -> Experiment:
+    """Trains two phases of seven steps in a run directory, as the commands do."""
+    dataset = SegmentDataset(data)
+
+    def run(
+        path: Path, at_step: Callable[[int], None] = lambda step: None, checkpoint: int = 3
+    ) -> Trainer:
+        tokenizer, model = make_tokenizer(patches_per_step=200), make_model(**NANO)
+        trainer: Trainer
+
+        def pictures() -> dict[str, np.ndarray]:
+            at_step(trainer.position.step)
+            return {"grey": np.zeros((8, 8), dtype=np.uint8)}
+
+        log = LogConfig(scalars=1, details=2, pictures=1, checkpoint=checkpoint, keep=2)
+        path.mkdir(exist_ok=True)
+        trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
+        for name, losses in (("first", FIRST), ("second", SECOND)):
+            if not trainer.finished(name):
+                sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
+                optimizer = OptimizerConfig(3e-3, 3e-3, warmup=3, decay="cosine")
+                objective = Objective(tokenizer, model, losses)
+                trainer.train(Phase(name, STEPS, objective, dataset, sampler, optimizer, 2))
+        return trainer
+
+    return run
+
+
+def curves(run: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k != "seconds" and not k.startswith("speed/")}
+        for line in lines
+    ]
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """The same log, bit for bit, and the same weights, optimiser and random state."""
+    assert json.dumps(curves(run)) == json.dumps(curves(other))
+    for file in ("model", "tokenizer", "training"):
+        ours = load_file(find(run) / f"{file}.safetensors")
+        theirs = load_file(find(other) / f"{file}.safetensors")
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("stop", [2, 3, 7, 9, 13])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, experiment: Experiment, stop: int
+) -> None:
+    """SIGTERM inside the first phase, at a checkpoint, at the switch, and in the second phase."""
+    experiment(tmp_path / "straight")
+
+    def terminate(step: int) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "stopped", terminate)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert load(find(tmp_path / "stopped")).step == stop
+    experiment(tmp_path / "stopped")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+class Crash(Exception):
+    pass
+
+
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    """Steps after the checkpoint are done again; the log holds each once."""
+    experiment(tmp_path / "straight")
+
+    def crash(step: int) -> None:
+        if step == 12:
+            raise Crash
+
+    with pytest.raises(Crash):
+        experiment(tmp_path / "crashed", crash)
+    assert load(find(tmp_path / "crashed")).step == 10
+    assert curves(tmp_path / "crashed")[-1]["step"] == 12
+    with (tmp_path / "crashed" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 13, "pha')  # as a kill leaves it
+    experiment(tmp_path / "crashed")
+    assert_same_run(tmp_path / "straight", tmp_path / "crashed")
+
+
+def test_a_finished_run_trains_no_more(tmp_path: Path, experiment: Experiment) -> None:
+    run = tmp_path / "run"
+    experiment(run)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    steps: list[int] = []
+    trainer = experiment(run, steps.append)
+    assert steps == [] and trainer.position.step == 2 * STEPS
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_learning_lowers_the_loss_and_logs_each_term_once(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    experiment(tmp_path / "run")
+    lines = curves(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 2 * STEPS + 1))
+    assert lines[6]["world_model/observation"] < lines[0]["world_model/observation"]
+    assert {"q/td", "q/cql", "loss/total", "gradient_norm", "rate/model"} <= lines[-1].keys()
+    assert lines[0]["rate/model"] == pytest.approx(1e-3)
+
+
+def test_other_data_cannot_go_on_with_an_old_run(
+    tmp_path: Path,
+    experiment: Experiment,
+    data: list[EpisodeFile],
+    make_tokenizer: Callable[..., Any],
+    make_model: Callable[..., Any],
+) -> None:
+    """The same games, collected anew."""
+
+    def terminate(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "run", terminate)
+    tokenizer, model = make_tokenizer(patches_per_step=200), make_model(**NANO)
+    trainer = Trainer(tmp_path / "run", tokenizer, model, CPU, LogConfig(), {}, 1, dict)
+    dataset = SegmentDataset(data[:1])
+    sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
+    objective = Objective(tokenizer, model, FIRST)
+    with pytest.raises(UserError, match="cannot resume"):
+        trainer.train(Phase("first", STEPS, objective, dataset, sampler, OptimizerConfig()))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Objective.forward
+    calls: list[dict[str, torch.Tensor]] = []
+    objectives: list[Objective] = []
+
+    def sometimes_nan(self: Objective, batch: Any, detailed: bool = False) -> Any:
+        loss, metrics = forward(self, batch, detailed)
+        objectives.append(self)
+        calls.append({n: p.detach().clone() for n, p in self.named_parameters()})
+        if len(calls) == 5:
+            loss = loss * torch.nan
+            metrics["world_model/observation"] = loss.detach()
+        return loss, metrics
+
+    monkeypatch.setattr(Objective, "forward", sometimes_nan)
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"at step 4 .*world_model/observation") as caught:
+        experiment(run)
+    (path,) = run.glob("bad_batch*.safetensors")
+    assert str(path) in str(caught.value)
+    assert load_file(path)["observations"].shape == (4, 8, 84, 84)
+    for name, parameter in objectives[-1].named_parameters():
+        assert torch.equal(parameter, calls[-1][name]), name
+    assert load(find(run)).step == 3
+    assert all(np.isfinite(line["loss/total"]) for line in curves(run))
+    # Once the cause is gone the run goes on.
+    monkeypatch.setattr(Objective, "forward", forward)
+    experiment(tmp_path / "straight")
+    experiment(run)
+    assert_same_run(tmp_path / "straight", run)
