@@ -49,6 +49,7 @@ class Agent:
         self._tokens = torch.zeros(0, planner.context, 36, dtype=torch.long, device=self.device)
         self._actions = torch.zeros(0, planner.context, dtype=torch.long, device=self.device)
         self._lengths = np.zeros(0, dtype=np.int64)
+        self._acted = np.zeros(0, dtype=np.int64)  # rows of the last `act`
 
     def reset(self, which: np.ndarray) -> None:
         """Forgets the past of the environments where `which` (E,) is true."""
@@ -75,12 +76,15 @@ class Agent:
         for length in np.unique(self._lengths[rows]):
             group = rows[self._lengths[rows] == length]
             chosen[group] = self._decide(group, int(length), games[group]).actions.cpu().numpy()
+        self._acted = rows
         self.executed(chosen)
         return chosen
 
     def executed(self, actions: np.ndarray) -> None:
-        """Notes the actions (E,) really sent, where they differ from those of `act`."""
-        self._actions[:, -1] = torch.from_numpy(actions).to(self.device)
+        """Notes the actions (E,) really sent, where they differ from those of `act`; rows that
+        were not active keep theirs."""
+        index = torch.from_numpy(self._acted).to(self.device)
+        self._actions[index, -1] = torch.from_numpy(actions[self._acted]).to(self.device)
 
     @torch.inference_mode()
     def _remember(self, frames: np.ndarray, games: np.ndarray, rows: np.ndarray) -> None:

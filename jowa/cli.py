@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"jowa: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("jowa: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"jowa: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     return 0
 

@@ -97,7 +97,7 @@ def report(config: ReportConfig) -> Path:
             raise UserError(f"{run} is not a run directory (no metrics.jsonl): mend runs=[...].")
     data_means: dict[str, float | None] = {}
     for file in files:
-        data_means |= file.provenance.get("data_means", {})
+        data_means |= file.data_means
     timings = read_timings(Path(config.timings)) if config.timings else {}
     pictures = [
         (f"{run.name}: {caption}", run / "images" / f"{name}.png")

@@ -52,17 +52,13 @@ def evaluate(config: EvaluateConfig) -> Path:
         scores.evaluations = [*others, evaluation]
         scores.save(out)
     if config.data_root is not None:
-        means = scores.provenance.setdefault("data_means", {})
         for game in games:
             with EpisodeFile(Path(config.data_root) / f"{game.name}.h5") as data:
-                means[game.name] = data.statistics()["mean_return"]
+                scores.data_means[game.name] = data.statistics()["mean_return"]
     if config.baselines:
         _add_baselines(scores, games, config, out.parent / "baselines")
     scores.save(out)
-    table = score_table(
-        scores.evaluations, scores.baselines, scores.provenance.get("data_means", {})
-    )
-    print(format_table(table))
+    print(format_table(score_table(scores.evaluations, scores.baselines, scores.data_means)))
     return out
 
 

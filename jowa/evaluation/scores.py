@@ -216,15 +216,22 @@ def _version(package: str) -> str:
 
 @dataclass
 class ScoreFile:
-    """What scores.json holds: evaluations, the baselines of their games, and where it came from."""
+    """What scores.json holds: evaluations, the baselines of their games, and where it came from.
+
+    `data_means` are the mean raw scores of full games in the training data. The file also states
+    the human-normalised scores; they follow from the rest and are not read back.
+    """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     baselines: dict[str, GameBaselines] = field(default_factory=dict)
+    data_means: dict[str, float | None] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; an interrupted write leaves the old file or none."""
-        write_json(Path(path), {"version": SCORES_VERSION, **asdict(self)})
+        normalised = {e.label: _summary(e) for e in self.evaluations}
+        content = {"version": SCORES_VERSION, **asdict(self), "human_normalised": normalised}
+        write_json(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreFile:
@@ -249,10 +256,21 @@ class ScoreFile:
             return cls(
                 [_evaluation(item) for item in stored["evaluations"]],
                 {name: baselines_from(item) for name, item in stored["baselines"].items()},
+                stored["data_means"],
                 stored["provenance"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} lacks part of its scores ({error}): make it anew.") from None
+
+
+def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Human-normalised mean score of each game, their IQM, and the games left out of it."""
+    scores, (_, left_out) = evaluation.normalised(), evaluation.normalised_games()
+    return {
+        "games": scores,
+        "iqm": iqm(list(scores.values())) if scores else None,
+        "left_out": left_out,
+    }
 
 
 def _evaluation(stored: dict[str, Any]) -> Evaluation:

@@ -13,6 +13,7 @@ import torch
 from jowa.data.episodes import EpisodeFile, open_store
 from jowa.errors import UserError
 from jowa.files import write_json
+from jowa.learning.checkpoint import newest
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.tokenizer import Tokenizer
 
@@ -24,11 +25,12 @@ _BACKGROUND_FRAMES = 512
 def open_run(path: str, config: Any) -> Path:
     """Makes the run directory, or goes on in one of the same configuration.
 
-    UserError naming the keys that differ if the directory holds a run of another configuration.
+    UserError naming the keys that differ if the directory holds a checkpoint of a run of another
+    configuration; without one there is nothing to go on from, and the run starts anew.
     """
     run, resolved = Path(path), dataclasses.asdict(config)
     stored = run / "config.json"
-    if stored.exists():
+    if stored.exists() and newest(run) is not None:
         before, now = flatten(json.loads(stored.read_text())), flatten(resolved)
         changed = [
             key

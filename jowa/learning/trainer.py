@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jowa.data.segments import Batch, SegmentDataset
 from jowa.data.sampler import Sampler
+from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
@@ -188,7 +188,7 @@ class Trainer:
             if last or self._stop or at.phase_step % log.checkpoint == 0:
                 self._save(optimizer, names, phase.sampler)
                 if self._stop:
-                    raise Stopped
+                    raise Stopped("a checkpoint is written; the same command goes on from it")
 
     def _save(
         self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], sampler: Sampler

@@ -121,7 +121,7 @@ class PatchTokenizer(Tokenizer):
     def loss(
         self, observations: Tensor, games: Tensor, mask_padding: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        B, L = mask_padding.shape
+        L = mask_padding.shape[1]
         residual = self.residual(observations.flatten(0, 1), games.repeat_interleave(L))
         foreground = foreground_patches(observations, residual)
         chosen = self._choose(foreground, mask_padding.flatten())

@@ -1,0 +1,153 @@
+"""Beam search against a plain reference; batches, legality, and settings that cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jowa.errors import UserError
+from jowa.games import get
+from jowa.models.world_action import WorldActionModel
+from jowa.planning.beam import check, plan
+
+ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+Contexts = tuple[Tensor, Tensor, Tensor]
+Maker = Callable[..., WorldActionModel]
+
+
+def assert_plans_match(
+    model: WorldActionModel,
+    contexts: Contexts,
+    slow_world: Any,
+    context: int,
+    width: int,
+    horizon: int,
+    gamma: float = 0.9,
+) -> None:
+    """Scores agree; so do actions, unless another is as good within rounding."""
+    frames, actions, games = contexts
+    frames, actions = frames[:, -context:], actions[:, len(actions[0]) + 1 - context :]
+    chosen = plan(model, frames, actions, games, width, horizon, gamma)
+    room = 8 - horizon
+    for b, game in enumerate(games.tolist()):
+        best = slow_world(model, game).search(
+            frames[b, -room:].tolist(),
+            actions[b, max(0, actions.shape[1] + 1 - room) :].tolist(),
+            width,
+            horizon,
+            gamma,
+        )
+        top = max(best.values())
+        assert float(chosen.scores[b]) == pytest.approx(top, abs=2e-3)
+        assert int(chosen.actions[b]) in [a for a, score in best.items() if score > top - 2e-3]
+
+
+@pytest.mark.parametrize("options", [{}, ALL])
+@pytest.mark.parametrize(
+    ("context", "width", "horizon"),
+    [(1, 3, 0), (3, 1, 1), (2, 5, 1), (4, 2, 2), (1, 5, 2), (2, 2, 3)],
+)
+def test_plans_equal_a_plain_search(
+    make_model: Maker,
+    slow_world: Any,
+    contexts: Contexts,
+    options: dict[str, Any],
+    context: int,
+    width: int,
+    horizon: int,
+) -> None:
+    """In one batch games of 3, 6 and 18 actions: a width of 5 is more than Freeway has."""
+    model = make_model(seed=width + horizon, scale=8.0, **options)
+    assert_plans_match(model, contexts, slow_world, context, width, horizon)
+
+
+def test_a_context_too_long_for_the_horizon_loses_its_oldest_frames(
+    make_model: Maker, slow_world: Any, contexts: Contexts
+) -> None:
+    assert_plans_match(make_model(scale=8.0, **ALL), contexts, slow_world, 8, 2, 1)
+
+
+@pytest.mark.parametrize(("width", "horizon"), [(1, 0), (2, 1), (5, 2), (4, 3), (40, 1)])
+def test_actions_are_legal_and_do_not_depend_on_the_batch(
+    make_model: Maker, contexts: Contexts, width: int, horizon: int
+) -> None:
+    frames, actions, games = contexts
+    for seed in range(4):
+        model = make_model(seed=seed, scale=10.0, **ALL)
+        # What Freeway does not allow looks best of all.
+        legal = model.legal_actions[games[0]]
+        with torch.no_grad():
+            bias = model.q_head.linear3.bias.view(2, 18, 11)
+            bias[:, ~legal, -1] += 50.0
+        together = plan(model, frames[:, -3:], actions[:, -2:], games, width, horizon)
+        assert together.scores.isfinite().all()
+        for b in range(3):
+            one = slice(b, b + 1)
+            alone = plan(
+                model, frames[one, -3:], actions[one, -2:], games[one], width, horizon
+            )
+            assert model.legal_actions[games[b], together.actions[b]]
+            torch.testing.assert_close(alone.scores, together.scores[one], rtol=1e-3, atol=1e-3)
+            assert torch.equal(alone.actions, together.actions[one])
+
+
+def test_a_wide_beam_finds_what_a_narrow_one_cannot(make_model: Maker, contexts: Contexts) -> None:
+    """Over one step a wider beam only adds paths, so its best is never worse."""
+    frames, actions, games = contexts
+    better = 0
+    for seed in range(6):
+        model = make_model(seed=seed, scale=10.0)
+        scores = [
+            plan(model, frames[:, -2:], actions[:, -1:], games, width, 1).scores
+            for width in (1, 2, 18)
+        ]
+        assert (scores[1] >= scores[0] - 1e-3).all() and (scores[2] >= scores[1] - 1e-3).all()
+        better += int((scores[2] > scores[0] + 1e-2).sum())
+    assert better > 0
+
+
+def test_planning_follows_a_reward_that_q_does_not_know(
+    make_model: Maker, contexts: Contexts
+) -> None:
+    """Q says nothing; the world model pays for RIGHT, and only for RIGHT."""
+    frames, actions, _ = contexts
+    model = make_model(scale=1.0, dropout=0.0)
+    pong, right = get("Pong").id, 3
+    assert model.legal_actions[pong, right]
+    with torch.no_grad():
+        model.q_head.linear3.weight.zero_()
+        model.q_head.linear3.bias.zero_()
+        # The action's embedding dominates its position's activation.
+        model.action_embedding.weight.normal_(0, 1e-3)
+        model.action_embedding.weight[right] = 100.0 * torch.randn(16)
+        hidden = {
+            a: model(frames[:1, :1], torch.tensor([[a]]), torch.tensor([pong])).hidden[0, -1]
+            for a in range(18)
+        }
+        direction = hidden[right] - hidden[0]
+        head = model.reward_head
+        head[0].weight.zero_()
+        head[0].bias.zero_()
+        head[0].weight[0] = direction
+        head[0].bias[0] = -float(direction @ (hidden[right] + hidden[0]) / 2)
+        head[2].weight.zero_()
+        head[2].weight[2, 0] = 10.0
+        head[2].bias.copy_(torch.tensor([-9.0, 0.0, -1.0]))
+    args = (frames[:1, :1], actions[:1, :0], torch.tensor([pong]))
+    assert int(plan(model, *args, 18, 1).actions) == right
+    assert float(plan(model, *args, 18, 1).scores) == pytest.approx(1 + 0.99 * 10, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("width", "horizon", "context", "named"),
+    [(0, 1, 4, "beam_width"), (2, -1, 4, "horizon"), (2, 5, 4, "context"), (2, 0, 0, "context")],
+)
+def test_settings_that_cannot_work_are_refused(
+    width: int, horizon: int, context: int, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        check(width, horizon, context)

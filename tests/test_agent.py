@@ -1,0 +1,141 @@
+"""The player's memory: contexts of every length, resets, replaced actions, idle environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from jowa.agent import Agent, PlannerConfig
+from jowa.data.episodes import EpisodeFile
+from jowa.data.segments import SegmentDataset
+from jowa.planning.beam import plan
+
+ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+AgentMaker = Callable[..., Agent]
+
+
+@pytest.fixture
+def make_agent(
+    data: list[EpisodeFile],
+    make_tokenizer: Callable[..., torch.nn.Module],
+    make_model: Callable[..., torch.nn.Module],
+) -> AgentMaker:
+    tokenizer = make_tokenizer()
+    batch = SegmentDataset(data).batch(np.array([0, 20]))
+    tokenizer.train().loss(batch.observations, batch.games, batch.mask_padding)
+    model = make_model(scale=10.0, **ALL)
+    model.set_codebook(tokenizer.codebook)
+
+    def make(horizon: int = 1, context: int = 4) -> Agent:
+        return Agent(tokenizer, model, PlannerConfig(2, horizon, context, 0.95))
+
+    return make
+
+
+@pytest.fixture
+def screens(data: list[EpisodeFile]) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (8, 3, 84, 84) of three environments over eight steps, and their games (3,)."""
+    pong, freeway = data
+    starts = [(pong, 0), (freeway, 10), (pong, 120)]
+    frames = np.stack([file.frames(np.arange(8) * 3 + at) for file, at in starts], axis=1)
+    return frames, np.array([file.game.id for file, _ in starts])
+
+
+def everywhere(count: int = 3) -> np.ndarray:
+    return np.ones(count, dtype=bool)
+
+
+def test_environments_of_different_ages_do_not_touch_each_other(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Episodes restart at different times; each plays as if it were alone."""
+    frames, games = screens
+    together = make_agent()
+    alone = [make_agent() for _ in range(3)]
+    together.reset(everywhere())
+    restarts = {2: 1, 3: 0, 6: 1}
+    chosen = []
+    for t in range(8):
+        if t in restarts:
+            which = np.arange(3) == restarts[t]
+            together.reset(which)
+            alone[restarts[t]].reset(everywhere(1))
+        actions = together.act(frames[t], games)
+        for e in range(3):
+            assert alone[e].act(frames[t, e : e + 1], games[e : e + 1])[0] == actions[e]
+        chosen.append(actions)
+    assert len(np.unique(np.stack(chosen))) > 2, "the agent does not always do the same"
+
+
+def test_a_reset_forgets_everything(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    frames, games = screens
+    used, fresh = make_agent(), make_agent()
+    for t in range(5):
+        used.act(frames[t], games)
+    used.reset(everywhere())
+    for t in range(4, 8):
+        assert np.array_equal(used.act(frames[t], games), fresh.act(frames[t], games))
+
+
+def test_decisions_are_those_of_the_planner_on_the_last_frames_and_executed_actions(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Exploration replaces some actions: the context holds what was really sent."""
+    frames, games = screens
+    agent = make_agent(context=3)
+    tokens, sent = [], []
+    game_ids = torch.from_numpy(games)
+    for t in range(6):
+        frame = torch.from_numpy(frames[t]).unsqueeze(1)
+        tokens.append(agent.tokenizer.encode(frame, game_ids))
+        past = sent[max(0, t - 2) :]
+        expected = plan(
+            agent.model,
+            torch.stack(tokens[-3:], 1),
+            torch.stack(past, 1) if past else torch.zeros(3, 0, dtype=torch.long),
+            game_ids,
+            2,
+            1,
+            0.95,
+        )
+        actions = agent.act(frames[t], games)
+        assert actions.tolist() == expected.actions.tolist()
+        if t % 2:
+            actions = np.array([1, t % 3, 4])
+            agent.executed(actions)
+        sent.append(torch.from_numpy(actions))
+
+
+def test_idle_environments_are_left_as_they_were(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    frames, games = screens
+    agent, reference = make_agent(), make_agent()
+    for t in range(8):
+        active = np.array([True, t not in (2, 3, 5), True])
+        actions = agent.act(frames[t], games, active)
+        agent.executed(np.where(active, actions, 0))  # as a rollout does
+        if active[1]:
+            assert reference.act(frames[t, 1:2], games[1:2])[0] == actions[1]
+    mine, theirs = agent.context(np.array([1]), 4), reference.context(np.array([0]), 4)
+    assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+
+
+def test_what_was_seen_is_the_decoded_frame(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    frames, games = screens
+    agent = make_agent()
+    agent.act(frames[0], games)
+    agent.act(frames[1], games)
+    seen = agent.seen(1, int(games[1]))
+    game = torch.from_numpy(games[1:2])
+    tokens = agent.tokenizer.encode(torch.from_numpy(frames[1, 1:2]).unsqueeze(1), game)
+    expected = agent.tokenizer.decode(tokens, game)[0, 0]
+    assert seen.dtype == np.uint8
+    np.testing.assert_allclose(seen, expected.detach().numpy() * 255, atol=0.51)
