@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jowa.errors import UserError
 from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
 from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
@@ -127,12 +126,6 @@ class Agent:
 
 def build(saved: Checkpoint, fresh: bool = False) -> tuple[PatchTokenizer, WorldActionModel]:
     """Tokenizer and model of a checkpoint; `fresh` keeps the sizes and draws new weights."""
-    for part in ("model", "tokenizer"):
-        if part not in saved.tensors:
-            raise UserError(
-                f"the checkpoint holds no {part}: give one made by `jowa pretrain` or "
-                f"`jowa finetune`."
-            )
     tokenizer = PatchTokenizer(PatchTokenizerConfig(**saved.state["tokenizer"]))
     sizes = dict(saved.state["model"])
     sizes["transformer"] = TransformerConfig(**sizes["transformer"])

@@ -74,18 +74,16 @@ def pong(ram: Ram, before: Ram) -> int:
 
 
 def breakout(ram: Ram, before: Ram) -> int:
-    """Waits where the falling ball will land, follows the rising one. Mean 123 of 10 games."""
-    x, last_x = int(ram[99]), int(before[99])  # ball, grows to the right
-    y, last_y = int(ram[101]), int(before[101])  # ball, grows downwards, 0 when out of play
-    paddle, last_paddle = int(ram[72]), int(before[72])  # paddle's left edge
+    """Keeps the paddle's middle below the ball. Mean 54 of 10 games.
+
+    Waiting where the ball will land scores twice that, but is far harder to learn from frames: it
+    hangs on the ball's exact velocity and not only on where things are.
+    """
+    x, y = int(ram[99]), int(ram[101])  # ball, to the right and downwards; y is 0 out of play
     if y == 0:
         return _FIRE  # serves
-    goal: float = x
-    if last_y > 0 and y > last_y:
-        steps = (180 - y) / (y - last_y)
-        goal = _reflect(x + (x - last_x) * steps, 57, 200)
-    middle = paddle + 8 + 0.8 * (paddle - last_paddle)
-    return _towards(middle, goal, 8, less=_LEFT, more=_RIGHT)
+    middle = int(ram[72]) + 8  # of the paddle
+    return _towards(middle, x, 4, less=_LEFT, more=_RIGHT)
 
 
 # Pixels a step at which the cars of Freeway's ten lanes move, from the chicken's start upwards.

@@ -101,8 +101,12 @@ def find(path: str | Path) -> Path:
     )
 
 
-def load(folder: Path, stems: tuple[str, ...] = ("model", "tokenizer")) -> Checkpoint:
-    """Reads state and those of the tensor files that exist."""
+def load(
+    folder: Path,
+    stems: tuple[str, ...] = ("model", "tokenizer"),
+    optional: tuple[str, ...] = (),
+) -> Checkpoint:
+    """Reads state, the tensor files `stems` and those of `optional` that exist."""
     try:
         state = json.loads((folder / "state.json").read_text())
         if state["format"] > FORMAT:
@@ -110,8 +114,15 @@ def load(folder: Path, stems: tuple[str, ...] = ("model", "tokenizer")) -> Check
                 f"the checkpoint {folder} is of format {state['format']}, newer than this jowa "
                 f"reads ({FORMAT}): update jowa."
             )
-        files = {stem: folder / f"{stem}.safetensors" for stem in stems}
-        tensors = {stem: load_file(file) for stem, file in files.items() if file.exists()}
+        files = {stem: folder / f"{stem}.safetensors" for stem in (*stems, *optional)}
+        present = [stem for stem, file in files.items() if file.exists()]
+        if absent := [stem for stem in stems if stem not in present]:
+            raise UserError(
+                f"the checkpoint {folder} holds no {absent[0]}: give one of `jowa pretrain` or "
+                f"`jowa finetune`; if this is one, delete that folder, and the one before it is "
+                f"used."
+            )
+        tensors = {stem: load_file(files[stem]) for stem in present}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint {folder} is damaged ({error}): delete that folder, and the one "

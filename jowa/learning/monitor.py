@@ -76,6 +76,7 @@ def progress_bar(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
         total=total,
         initial=done,
         unit=unit,
+        delay=0.2,  # a command that is refused at once shows no bar
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
         dynamic_ncols=True,
         smoothing=0.1,

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jowa.errors import UserError
+
 
 @dataclass
 class OptimizerConfig:
@@ -28,6 +30,8 @@ class OptimizerConfig:
 
 def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over everything that needs a gradient; groups carry their `base_lr`."""
+    if config.decay not in ("none", "cosine"):
+        raise UserError(f"optimizer.decay is {config.decay!r}: use none or cosine.")
     decayed: dict[str, list[Tensor]] = {"tokenizer": [], "model": []}
     plain: dict[str, list[Tensor]] = {"tokenizer": [], "model": []}
     for prefix, module in objective.named_modules():

@@ -75,6 +75,10 @@ def check_sizes(config: PretrainConfig) -> None:
             f"model.transformer.width {model.transformer.width} is not a multiple of its "
             f"{model.transformer.heads} heads: change one of them."
         )
+    if model.transformer.attention not in ("sdpa", "matmul"):
+        raise UserError(
+            f"model.transformer.attention is {model.transformer.attention!r}: use sdpa or matmul."
+        )
     if model.vocabulary != tokenizer.vocabulary:
         raise UserError(
             f"model.vocabulary is {model.vocabulary} but tokenizer.vocabulary is "

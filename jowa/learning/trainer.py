@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -96,7 +97,8 @@ class Trainer:
         self._resume: Checkpoint | None = None
         self._stop = False
         if (folder := checkpoints.newest(run)) is not None:
-            self._restore(checkpoints.load(folder, ("model", "tokenizer", TRAINING)))
+            stems = ("tokenizer",) if model is None else ("model", "tokenizer")
+            self._restore(checkpoints.load(folder, stems, optional=(TRAINING,)))
 
     def _restore(self, saved: Checkpoint) -> None:
         checkpoints.fill(self.tokenizer, saved.tensors["tokenizer"], "the run's tokenizer")
@@ -111,6 +113,9 @@ class Trainer:
 
     def train(self, phase: Phase) -> None:
         """Runs the phase to its end; raises Stopped after SIGTERM or SIGINT."""
+        if phase.steps == 0:
+            self.position.done.append(phase.name)
+            return
         optimizer = build_optimizer(phase.objective, phase.optimizer)
         names: dict[Tensor, str] = {p: name for name, p in phase.objective.named_parameters()}
         self._begin(phase, optimizer, names)
@@ -128,7 +133,12 @@ class Trainer:
     ) -> None:
         """Puts random state, optimiser and sampler where the phase starts or goes on."""
         if self._resume is not None and self.position.phase == phase.name:
-            training = self._resume.tensors[TRAINING]
+            training = self._resume.tensors.get(TRAINING)
+            if training is None:
+                raise UserError(
+                    f"{self.run} cannot go on: its checkpoint of step {self.position.step} holds "
+                    f"no state of the optimiser; start a new run=... from it."
+                )
             checkpoints.fill_optimizer(optimizer, training, names)
             phase.sampler.load_state_dict(self._resume.state["sampler"])
             torch.set_rng_state(training["rng/cpu"])
@@ -175,6 +185,8 @@ class Trainer:
                 elapsed, steps = time.perf_counter() - clock, at.step - since
                 at.seconds += elapsed
                 values = {name: float(value) for name, value in metrics.items()}
+                # A share of nothing, as of rewards in a batch without any, is left out.
+                values = {name: value for name, value in values.items() if math.isfinite(value)}
                 values |= throughput(elapsed, data_seconds, steps, batch)
                 values |= {f"rate/{g['owner']}": g["lr"] for g in optimizer.param_groups}
                 values["gradient_norm"] = float(norm)
@@ -212,7 +224,11 @@ class Trainer:
         """Stops before the optimiser step when loss or gradient is not finite."""
         path = self.run / f"bad_batch_step_{self.position.step:08d}.safetensors"
         save_file({name: t.cpu().contiguous() for name, t in vars(batch).items()}, path)
-        wrong = [name for name, value in metrics.items() if not torch.isfinite(value).all()]
+        wrong = [
+            name
+            for name, value in metrics.items()
+            if not name.startswith("accuracy/") and not torch.isfinite(value).all()
+        ]
         raise UserError(
             f"the gradient's norm is {float(norm)} at step {self.position.step} (not finite: "
             f"{', '.join(wrong) or 'no loss term'}); the weights are those of the last checkpoint, "

@@ -74,9 +74,7 @@ def test_projection_keeps_the_mean_inside_the_support(
     if discount * 30 + value > 30 or discount * -2 + value < -10:
         return
     p = torch.from_numpy(probs / probs.sum())
-    projected = project(
-        torch.tensor(value).double(), torch.tensor(discount).double(), p, SUPPORT
-    )
+    projected = project(torch.tensor(value).double(), torch.tensor(discount).double(), p, SUPPORT)
     mean = float((projected * SUPPORT).sum())
     assert mean == pytest.approx(value + discount * float((p * SUPPORT).sum()), abs=1e-6)
 
@@ -139,9 +137,7 @@ def test_n_step_targets_equal_the_slow_ones(
     targets = n_step_targets(rewards, ends, mask, gamma, n)
     for b in range(len(mask)):
         for t in range(mask.shape[1]):
-            slow = slow_target(
-                rewards[b].tolist(), ends[b].tolist(), mask[b].tolist(), t, gamma, n
-            )
+            slow = slow_target(rewards[b].tolist(), ends[b].tolist(), mask[b].tolist(), t, gamma, n)
             assert bool(targets.rows[b, t]) == (slow is not None)
             if slow is not None:
                 assert float(targets.returns[b, t]) == pytest.approx(slow[0], abs=1e-5)
@@ -177,9 +173,7 @@ def test_td_loss_by_hand_with_the_best_legal_action() -> None:
     legal = torch.tensor([[True, True, False]])
     mask = torch.ones(1, 2, dtype=torch.bool)
     actions = torch.zeros(1, 2, dtype=torch.long)
-    targets = n_step_targets(
-        torch.tensor([[1.0, 0.0]]), torch.tensor([[False, False]]), mask, 0.5
-    )
+    targets = n_step_targets(torch.tensor([[1.0, 0.0]]), torch.tensor([[False, False]]), mask, 0.5)
     # 1 + 0.5 * 1 = 1.5: half on atom 1, half on atom 2; the second step has no target.
     loss = td_loss(probs, target_probs, actions, targets, legal, support)
     assert float(loss) == pytest.approx(-0.5 * math.log(0.5) - 0.5 * math.log(0.3), abs=1e-6)

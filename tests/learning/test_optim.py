@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 
+from jowa.errors import UserError
 from jowa.learning.objective import LossConfig, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer, rate_factor, set_learning_rate
 from jowa.models.patch_tokenizer import PatchTokenizer
@@ -73,12 +75,12 @@ def test_the_rate_rises_then_stays_or_falls_to_a_tenth(objective: Objective) -> 
     for decay in ("none", "cosine"):
         rates = [rate_factor(warmup, decay, step, steps) for step in range(steps)]
         assert all(0 < rate <= 1 for rate in rates)
-        assert all(b > a for a, b in zip(rates[:49], rates[1:50], strict=True))
+        assert all(b > a for a, b in pairwise(rates[:50]))
         assert rates[49] == 1.0
         if decay == "none":
             assert set(rates[49:]) == {1.0}
         else:
-            assert all(b <= a for a, b in zip(rates[50:], rates[51:], strict=False))
+            assert all(b <= a for a, b in pairwise(rates[50:]))
             assert rates[-1] == pytest.approx(0.1, abs=1e-4)
             assert rates[525] == pytest.approx(0.55, abs=0.01)
     config = OptimizerConfig(learning_rate=2e-3, tokenizer_learning_rate=1e-3, warmup=10)
@@ -86,3 +88,8 @@ def test_the_rate_rises_then_stays_or_falls_to_a_tenth(objective: Objective) -> 
     set_learning_rate(optimizer, config, 4, steps)
     rates = {group["owner"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"model": pytest.approx(1e-3), "tokenizer": pytest.approx(5e-4)}
+
+
+def test_an_unknown_schedule_is_refused(objective: Objective) -> None:
+    with pytest.raises(UserError, match=r"linear.*cosine"):
+        build_optimizer(objective, OptimizerConfig(decay="linear"))

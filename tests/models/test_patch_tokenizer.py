@@ -148,7 +148,9 @@ def test_tokens_do_not_depend_on_the_rest_of_the_batch(
         tokenizer.eval()
         frames, games = frames_of(data, 60)
         together = tokenizer.encode(frames, games)
-        alone = torch.cat([tokenizer.encode(frames[i : i + 1], games[i : i + 1]) for i in range(120)])
+        alone = torch.cat(
+            [tokenizer.encode(frames[i : i + 1], games[i : i + 1]) for i in range(120)]
+        )
         assert torch.equal(alone, together)
         order = torch.randperm(120)
         assert torch.equal(tokenizer.encode(frames[order], games[order]), together[order])

@@ -87,12 +87,22 @@ def test_actions_are_legal_and_do_not_depend_on_the_batch(
         assert together.scores.isfinite().all()
         for b in range(3):
             one = slice(b, b + 1)
-            alone = plan(
-                model, frames[one, -3:], actions[one, -2:], games[one], width, horizon
-            )
+            alone = plan(model, frames[one, -3:], actions[one, -2:], games[one], width, horizon)
             assert model.legal_actions[games[b], together.actions[b]]
             torch.testing.assert_close(alone.scores, together.scores[one], rtol=1e-3, atol=1e-3)
             assert torch.equal(alone.actions, together.actions[one])
+
+
+def test_planning_in_bfloat16_stays_close(make_model: Maker, contexts: Contexts) -> None:
+    frames, actions, games = contexts
+    for options in ({}, ALL):
+        model = make_model(scale=2.0, **options)
+        args = (frames[:, -3:], actions[:, -2:], games, 2, 2)
+        exact = plan(model, *args)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = plan(model, *args)
+        assert model.legal_actions[games, rounded.actions].all()
+        torch.testing.assert_close(rounded.scores, exact.scores, atol=0.5, rtol=0.05)
 
 
 def test_a_wide_beam_finds_what_a_narrow_one_cannot(make_model: Maker, contexts: Contexts) -> None:
