@@ -94,7 +94,8 @@ def test_losses_and_gradients(model: WorldActionModel, case: str) -> None:
         assert float(model.q_head.linear1.weight.grad.norm()) == pytest.approx(
             expected["grad_norm"]["head_q.head_module.params.0"], rel=1e-4
         )
-    query = model.transformer.blocks[0].attention.qkv.weight.grad[: EXPECTED["transformer"]["embed_dim"]]
+    width = EXPECTED["transformer"]["embed_dim"]
+    query = model.transformer.blocks[0].attention.qkv.weight.grad[:width]
     assert float(query.norm()) == pytest.approx(
         expected["grad_norm"]["transformer.blocks.0.attn.query.weight"], rel=1e-4
     )

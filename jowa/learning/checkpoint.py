@@ -2,11 +2,12 @@
 
 Layout of `RUN/checkpoints/step_00001000/`: `model.safetensors`, `tokenizer.safetensors`,
 `training.safetensors` (optimiser and random state; absent in shipped weights), `state.json`
-(sizes, position, configuration, versions) and, written last, `COMPLETE`.
+(sizes, position, configuration, versions, sha256 sums of the others) and, written last, `COMPLETE`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -53,7 +54,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         for stem, tensors in checkpoint.tensors.items():
             contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
             save_file(contiguous, temporary / f"{stem}.safetensors")
-        state = {"format": FORMAT, "step": checkpoint.step, **checkpoint.state}
+        sums = {stem: _sha256(temporary / f"{stem}.safetensors") for stem in checkpoint.tensors}
+        state = {"format": FORMAT, "step": checkpoint.step, "sha256": sums, **checkpoint.state}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         for file in temporary.iterdir():
             _sync(file)
@@ -122,6 +124,9 @@ def load(
                 f"`jowa finetune`; if this is one, delete that folder, and the one before it is "
                 f"used."
             )
+        for stem in present:
+            if _sha256(files[stem]) != state["sha256"][stem]:
+                raise ValueError(f"{files[stem].name} is not as it was written")
         tensors = {stem: load_file(files[stem]) for stem in present}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
@@ -181,6 +186,11 @@ def versions() -> dict[str, str]:
     )
     found["git"] = revision.stdout.strip() or "unknown"
     return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -108,6 +108,16 @@ def test_damaged_files_are_a_user_error_naming_the_folder(
         load(folder)
 
 
+def test_one_flipped_bit_in_the_weights_is_found(tmp_path: Path) -> None:
+    folder = save(tmp_path, made(4), keep=1)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"step_00000004 is damaged .*model\.safetensors"):
+        load(folder)
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, made(4), keep=1)
     state = folder / "state.json"
