@@ -26,7 +26,7 @@ from jowa.learning.monitor import Monitor, progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer, set_learning_rate
 from jowa.models.tokenizer import Tokenizer
-from jowa.models.world_action import WorldActionModel
+from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 
 TRAINING = "training"  # the checkpoint's file of optimiser and random state
 
@@ -157,41 +157,24 @@ class Trainer:
         monitor: Monitor,
         advance: Callable[[int], object],
     ) -> None:
-        at, log = self.position, self.log
+        at, log, clock = self.position, self.log, _Clock(self.position.step)
         phase.objective.train()
         forward = torch.compile(phase.objective) if self.compute.compile else phase.objective
-        clock, data_seconds, since = time.perf_counter(), 0.0, at.step
         while at.phase_step < phase.steps:
-            start = time.perf_counter()
-            batch = phase.dataset.batch(next(phase.sampler)).to(self.compute.device)
-            data_seconds += time.perf_counter() - start
-            set_learning_rate(optimizer, phase.optimizer, at.phase_step, phase.steps)
+            batch = clock.time_data(lambda: phase.dataset.batch(next(phase.sampler)))
+            batch = batch.to(self.compute.device)
             detailed = at.phase_step % log.details == 0
-            with self.compute.autocast():
-                loss, metrics = forward(batch, detailed=detailed)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(names, phase.optimizer.gradient_norm)
-            if not torch.isfinite(norm):
-                self._refuse(batch, metrics, norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            at.step, at.phase_step = at.step + 1, at.phase_step + 1
-            if phase.target_update_every and at.phase_step % phase.target_update_every == 0:
-                assert self.model is not None
-                self.model.update_target()
+            metrics = self._step(phase, optimizer, names, forward, batch, detailed)
             advance(1)
             last = at.phase_step == phase.steps
             if detailed or last or at.phase_step % log.scalars == 0:
-                elapsed, steps = time.perf_counter() - clock, at.step - since
-                at.seconds += elapsed
-                values = {name: float(value) for name, value in metrics.items()}
                 # A share of nothing, as of rewards in a batch without any, is left out.
+                values = {name: float(value) for name, value in metrics.items()}
                 values = {name: value for name, value in values.items() if math.isfinite(value)}
-                values |= throughput(elapsed, data_seconds, steps, batch)
                 values |= {f"rate/{g['owner']}": g["lr"] for g in optimizer.param_groups}
-                values["gradient_norm"] = float(norm)
-                monitor.scalars(at.step, phase.name, at.seconds, values)
-                clock, data_seconds, since = time.perf_counter(), 0.0, at.step
+                elapsed, speeds = clock.read(at.step, batch)
+                at.seconds += elapsed
+                monitor.scalars(at.step, phase.name, at.seconds, values | speeds)
             if last or at.phase_step % log.pictures == 0:
                 for name, image in self.pictures().items():
                     monitor.picture(at.step, name, image)
@@ -201,6 +184,32 @@ class Trainer:
                 self._save(optimizer, names, phase.sampler)
                 if self._stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
+
+    def _step(
+        self,
+        phase: Phase,
+        optimizer: torch.optim.AdamW,
+        names: dict[Tensor, str],
+        forward: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+        batch: Batch,
+        detailed: bool,
+    ) -> dict[str, Tensor]:
+        """One update, and of the target head when it is due; returns the metrics."""
+        at = self.position
+        set_learning_rate(optimizer, phase.optimizer, at.phase_step, phase.steps)
+        with self.compute.autocast():
+            loss, metrics = forward(batch, detailed=detailed)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(names, phase.optimizer.gradient_norm)
+        if not torch.isfinite(norm):
+            self._refuse(batch, metrics, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        at.step, at.phase_step = at.step + 1, at.phase_step + 1
+        if phase.target_update_every and at.phase_step % phase.target_update_every == 0:
+            assert self.model is not None
+            self.model.update_target()
+        return {**metrics, "gradient_norm": norm}
 
     def _save(
         self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], sampler: Sampler
@@ -239,11 +248,24 @@ class Trainer:
         self._stop = True
 
 
-def throughput(elapsed: float, data: float, steps: int, batch: Batch) -> dict[str, float]:
-    """Rates since the last logged step."""
-    tokens = steps * batch.actions.numel() * 37
-    return {
-        "speed/steps_per_second": steps / elapsed,
-        "speed/tokens_per_second": tokens / elapsed,
-        "speed/data_share": data / elapsed,
-    }
+class _Clock:
+    """Wall time between logged steps, and how much of it went to reading data."""
+
+    def __init__(self, step: int) -> None:
+        self._start, self._step, self._data = time.perf_counter(), step, 0.0
+
+    def time_data(self, read: Callable[[], Batch]) -> Batch:
+        start = time.perf_counter()
+        batch = read()
+        self._data += time.perf_counter() - start
+        return batch
+
+    def read(self, step: int, batch: Batch) -> tuple[float, dict[str, float]]:
+        """Seconds since the last reading, and the rates in them; starts anew."""
+        elapsed, steps, data = time.perf_counter() - self._start, step - self._step, self._data
+        self._start, self._step, self._data = time.perf_counter(), step, 0.0
+        return elapsed, {
+            "speed/steps_per_second": steps / elapsed,
+            "speed/tokens_per_second": steps * batch.actions.numel() * BLOCK_TOKENS / elapsed,
+            "speed/data_share": data / elapsed,
+        }
