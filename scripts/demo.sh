@@ -13,7 +13,7 @@ data=$out/data
 # Stages in order, with their usual seconds on two cores, from which the time left is estimated.
 names=(install collect tokenize pretrain evaluate-greedy evaluate-planned
     finetune finetune-from-scratch evaluate-finetuned film report)
-usual=(90 70 90 330 60 100 60 60 60 20 15)
+usual=(90 75 95 310 100 130 50 50 40 25 15)
 
 left() { # seconds of stage $1 and all after it
     local sum=0 i
@@ -26,14 +26,14 @@ stage() { # stage COMMAND...: runs the next stage unless it is finished
     local name=${names[$number]} remaining seconds
     remaining=$(left "$number")
     number=$((number + 1))
-    if [ -f "$out/done/$name" ]; then
+    if [ -f "$out/done/$name" ] && [ "$name" != install ]; then
         echo "[$number/${#names[@]}] $name: done before"
         return
     fi
     echo "[$number/${#names[@]}] $name (about $((remaining / 60)) min $((remaining % 60)) s left in all)"
     seconds=$SECONDS
     "$@"
-    echo "$((SECONDS - seconds)) $name" >>"$timings"
+    [ -f "$out/done/$name" ] || echo "$((SECONDS - seconds)) $name" >>"$timings"
     touch "$out/done/$name"
 }
 
@@ -50,8 +50,8 @@ evaluate() { # evaluate LABEL RUN [OPTION...]
 }
 
 evaluate_finetuned() {
-    evaluate "fine-tuned" "$out/finetune" games=[Pong]
-    evaluate "from scratch" "$out/scratch" games=[Pong]
+    evaluate "fine-tuned" "$out/finetune" planner=greedy games=[Pong]
+    evaluate "from scratch" "$out/scratch" planner=greedy games=[Pong]
 }
 
 stage scripts/install.sh
@@ -60,7 +60,7 @@ stage jowa tokenize experiment=demo run="$out/tokenizer" data.root="$data"
 stage jowa pretrain experiment=demo run="$pretrained" tokenizer_from="$out/tokenizer" \
     data.root="$data"
 stage evaluate "greedy" "$pretrained" planner=greedy
-stage evaluate "planned" "$pretrained" planner=beam
+stage evaluate "planned" "$pretrained" planner=beam planner.horizon=1
 stage jowa finetune experiment=demo run="$out/finetune" checkpoint="$pretrained" root="$data"
 stage jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" root="$data" \
     from_scratch=true
