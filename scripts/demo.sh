@@ -13,7 +13,7 @@ data=$out/data
 # Stages in order, with their usual seconds on two cores, from which the time left is estimated.
 names=(install collect tokenize pretrain evaluate-greedy evaluate-planned
     finetune finetune-from-scratch evaluate-finetuned film report)
-usual=(90 75 95 310 100 130 50 50 40 25 15)
+usual=(60 60 90 350 75 110 75 75 45 20 10)
 
 left() { # seconds of stage $1 and all after it
     local sum=0 i

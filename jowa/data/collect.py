@@ -42,7 +42,7 @@ from jowa.games import Game, get
 
 Progress = Callable[[str, int, int], None]
 
-_RECIPE_VERSION = 3
+_RECIPE_VERSION = 4
 _SOURCE = "random play and scripted teachers"
 _PRELUDE_STEPS = 120  # longest unrecorded stretch before a short episode
 _REPORT_EVERY = 500  # transitions between two calls of the progress function

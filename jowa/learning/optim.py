@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +60,7 @@ def set_learning_rate(
         group["lr"] = group["base_lr"] * factor
 
 
-def rate_factor(
-    warmup: int, decay: str | Literal["none", "cosine"], step: int, steps: int
-) -> float:
+def rate_factor(warmup: int, decay: str, step: int, steps: int) -> float:
     """Share of the base rate at this step, in (0, 1]."""
     if step < warmup:
         return (step + 1) / warmup

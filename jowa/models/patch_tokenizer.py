@@ -174,8 +174,11 @@ class PatchTokenizer(Tokenizer):
         self.code_counts.lerp_(counts, 1.0 - self.config.ema_decay)
         self.code_sums.lerp_(sums, 1.0 - self.config.ema_decay)
         self.codes.copy_(self.code_sums / self.code_counts.clamp(min=1e-5).unsqueeze(1))
+        # Dead codes restart where patches are served worst: at random ones, a code put beside
+        # another would take over its patches, and tokens would change their meaning for ever.
         dead = self.code_counts < self.config.restart_below
-        fresh = z[torch.randint(len(z), (V,), device=z.device)]
+        distance = (z - F.embedding(tokens, self.codes)).square().sum(1)
+        fresh = z[torch.multinomial(distance + 1e-12, V, replacement=True)]
         self.codes.copy_(torch.where(dead.unsqueeze(1), fresh, self.codes))
         self.code_sums.copy_(torch.where(dead.unsqueeze(1), fresh, self.code_sums))
         self.code_counts.masked_fill_(dead, 1.0)
