@@ -173,12 +173,17 @@ class PatchTokenizer(Tokenizer):
         sums = torch.zeros_like(self.codes).index_add_(0, tokens, z)
         self.code_counts.lerp_(counts, 1.0 - self.config.ema_decay)
         self.code_sums.lerp_(sums, 1.0 - self.config.ema_decay)
-        self.codes.copy_(self.code_sums / self.code_counts.clamp(min=1e-5).unsqueeze(1))
-        # Dead codes restart where patches are served worst: at random ones, a code put beside
+        # A code long unused stays where it is; its vanishing count says nothing any more.
+        counted = (self.code_counts > 1e-5).unsqueeze(1)
+        mean = self.code_sums / self.code_counts.clamp(min=1e-5).unsqueeze(1)
+        self.codes.copy_(torch.where(counted, mean, self.codes))
+        # Dead codes restart where patches are served worst, and only there: one put beside
         # another would take over its patches, and tokens would change their meaning for ever.
-        dead = self.code_counts < self.config.restart_below
         distance = (z - F.embedding(tokens, self.codes)).square().sum(1)
-        fresh = z[torch.multinomial(distance + 1e-12, V, replacement=True)]
+        chosen = torch.multinomial(distance + 1e-12, V, replacement=True)
+        ill_served = distance[chosen] > 1e-4 * z.square().sum(1).mean()
+        dead = (self.code_counts < self.config.restart_below) & ill_served
+        fresh = z[chosen]
         self.codes.copy_(torch.where(dead.unsqueeze(1), fresh, self.codes))
         self.code_sums.copy_(torch.where(dead.unsqueeze(1), fresh, self.code_sums))
         self.code_counts.masked_fill_(dead, 1.0)
