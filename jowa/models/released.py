@@ -1,4 +1,4 @@
-"""Names and sizes of the published weights, translated to ours (MODEL layout of the release).
+"""Names and sizes of the published weights, translated to ours.
 
 The released files are flat state dicts of float32 tensors whose names may carry a prefix.
 """
