@@ -91,6 +91,7 @@ class SegmentDataset:
 
     Attributes:
         segment_game: (S,) int64 game id of each segment.
+        segment_steps: (S,) int64 number of real steps of each segment, at most L.
         segment_has_reward: (S,) bool, whether any of its clipped rewards is not zero.
         fingerprint: hex sha256 of what the segment numbers stand for.
     """
@@ -116,7 +117,7 @@ class SegmentDataset:
             [part + first for part, first in zip(cut, self._first_rows[:-1], strict=True)]
         )
         self._start = rows[:, 0]
-        self._count = rows[:, 1] - rows[:, 0]
+        self.segment_steps = rows[:, 1] - rows[:, 0]
         counts = [len(part) for part in cut]
         self._file_of_segment = np.repeat(np.arange(len(files)), counts)
         self.segment_game = np.repeat(
@@ -142,7 +143,7 @@ class SegmentDataset:
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The segments `indices` (B,) as one batch of CPU tensors."""
-        start, count = self._start[indices], self._count[indices]
+        start, count = self._start[indices], self.segment_steps[indices]
         step = np.arange(self.length)
         if self.pad == "left":
             step = step - (self.length - count)[:, None]  # padding steps are negative

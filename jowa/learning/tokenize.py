@@ -95,12 +95,16 @@ def encode(tokenizer: Tokenizer, files: list[EpisodeFile], root: str) -> list[np
 
 
 def picture_batch(files: list[EpisodeFile], most: int = 4) -> Batch:
-    """One segment of 8 frames a game, from the middle of its data, for pictures."""
+    """One segment of 8 frames a game, from the middle of its data, for pictures.
+
+    Without padding, unless all episodes of the game are shorter than that.
+    """
     dataset = SegmentDataset(files, stride=8)
     chosen = []
     for game in dict.fromkeys(dataset.segment_game.tolist()):
         own = np.flatnonzero(dataset.segment_game == game)
-        chosen.append(own[len(own) // 2])
+        longest = own[dataset.segment_steps[own] == dataset.segment_steps[own].max()]
+        chosen.append(longest[len(longest) // 2])
     return dataset.batch(np.array(chosen[:most]))
 
 

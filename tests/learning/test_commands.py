@@ -24,6 +24,7 @@ from jowa import agent
 from jowa.cli import main
 from jowa.data.episodes import EpisodeFile
 from jowa.learning.checkpoint import find, load
+from jowa.learning.tokenize import picture_batch
 
 CPU = ["compute.device=cpu", "compute.dtype=float32", "compute.threads=1"]
 LOG = ["log.scalars=1", "log.details=2", "log.pictures=4", "log.checkpoint=3"]
@@ -408,3 +409,9 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
         return [line["loss/total"] for line in curves(path)]
 
     assert losses(run) == losses(tmp_path / "straight")
+
+
+def test_pictures_show_whole_segments(data: list[EpisodeFile]) -> None:
+    batch = picture_batch(data)
+    assert batch.mask_padding.all()
+    assert sorted(batch.games.tolist()) == sorted(file.game.id for file in data)
