@@ -95,6 +95,7 @@ class TokenizeConfig:
     data               episodes to read
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
+    compile            run the training step through torch.compile
     """
 
     run: str = MISSING
@@ -103,6 +104,7 @@ class TokenizeConfig:
     training: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compile: bool = False
     seed: int = 0
 
 
@@ -118,6 +120,7 @@ class PretrainConfig:
     tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
     tokenizer, model   sizes
     stage1, stage2     steps, batch, optimiser, losses
+    compile            run the training step through torch.compile
     """
 
     run: str = MISSING
@@ -129,6 +132,7 @@ class PretrainConfig:
     stage2: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compile: bool = False
     seed: int = 0
 
 
@@ -141,6 +145,7 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    compile            run the training step through torch.compile
     """
 
     run: str = MISSING
@@ -153,6 +158,7 @@ class FinetuneConfig:
     training: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    compile: bool = False
     seed: int = 0
 
 

@@ -46,6 +46,9 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["tokenize", "run=x", "data.games=[Pong]", "data.root=nowhere"], ["nowhere"]),
         (["tokenize", "run=x", "data.games=[Pong]", "compute.device=gpu"], ["gpu", "cuda"]),
         (["tokenize", "run=x", "data.games=[Pong]", "compute.dtype=int8"], ["int8", "float32"]),
+        (["pretrain", "run=x", "data.games=[Pong]", "stage2.length=9"], ["stage2.length", "8"]),
+        (["pretrain", "run=x", "data.games=[Pong]", "stage1.stride=9"], ["stage1.stride", "9"]),
+        (["evaluate", "checkpoint=x", "compile=true"], ["compile"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(

@@ -17,13 +17,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ComputeConfig:
     """`device` and `dtype` may be "auto": a GPU where there is one; bfloat16 where it is fast.
 
-    `threads` 0 means all cores; `compile` runs the training step through torch.compile.
+    `threads` 0 means all cores.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
-    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class Compute:
 
     device: torch.device
     dtype: torch.dtype
-    compile: bool
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; weights stay float32."""
@@ -60,7 +58,7 @@ def resolve(config: ComputeConfig) -> Compute:
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Compute(device, dtype, config.compile)
+    return Compute(device, dtype)
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:

@@ -17,13 +17,14 @@ from jowa.learning.compute import resolve
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds
-from jowa.learning.tokenize import dataset_of, make_phase, picture_batch
+from jowa.learning.tokenize import check_phase, dataset_of, make_phase, picture_batch
 from jowa.learning.trainer import Trainer
 from jowa.models.world_action import WorldActionModel
 
 
 def finetune(config: FinetuneConfig) -> Path:
     """Trains tokenizer, world model and Q together on the game; returns the run directory."""
+    check_phase("training", config.training)
     compute = resolve(config.compute)
     game = games.get(config.game)
     folder = checkpoints.find(config.checkpoint)
@@ -60,6 +61,7 @@ def finetune(config: FinetuneConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
+        compile=config.compile,
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

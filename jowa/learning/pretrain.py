@@ -14,7 +14,14 @@ from jowa.learning.compute import resolve
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds
-from jowa.learning.tokenize import dataset_of, encode, freeze, make_phase, picture_batch
+from jowa.learning.tokenize import (
+    check_phase,
+    dataset_of,
+    encode,
+    freeze,
+    make_phase,
+    picture_batch,
+)
 from jowa.learning.trainer import Trainer
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionModel
@@ -23,6 +30,8 @@ from jowa.models.world_action import WorldActionModel
 def pretrain(config: PretrainConfig) -> Path:
     """Trains both stages to their end; returns the run directory."""
     check_sizes(config)
+    check_phase("stage1", config.stage1)
+    check_phase("stage2", config.stage2)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
@@ -49,6 +58,7 @@ def pretrain(config: PretrainConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
+        compile=config.compile,
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

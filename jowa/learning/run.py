@@ -18,7 +18,7 @@ from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.tokenizer import Tokenizer
 
 # May differ between the first and a later start of the same run: they do not change its result.
-_FREE_KEYS = ("run", "log.", "compute.", "data.cache_gib", "cache_gib")
+_FREE_KEYS = ("run", "log.", "compute.", "compile", "data.cache_gib", "cache_gib")
 _BACKGROUND_FRAMES = 512
 
 

@@ -12,6 +12,7 @@ from jowa.config import PhaseConfig, TokenizeConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
+from jowa.errors import UserError
 from jowa.learning.compute import resolve
 from jowa.learning.monitor import progress_bar
 from jowa.learning.objective import Objective
@@ -20,11 +21,12 @@ from jowa.learning.run import open_data, open_run, set_backgrounds
 from jowa.learning.trainer import Phase, Trainer
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.tokenizer import Tokenizer
-from jowa.models.world_action import WorldActionModel
+from jowa.models.world_action import MAX_FRAMES, WorldActionModel
 
 
 def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
+    check_phase("training", config.training)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
@@ -44,6 +46,7 @@ def tokenize(config: TokenizeConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
+        compile=config.compile,
         pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
     )
     if not trainer.finished("tokenizer"):
@@ -52,6 +55,15 @@ def tokenize(config: TokenizeConfig) -> Path:
         trainer.train(make_phase("tokenizer", config.training, objective, dataset, config.seed))
     encode(tokenizer, files, config.data.root)
     return run
+
+
+def check_phase(name: str, phase: PhaseConfig) -> None:
+    """Raises UserError for windows that make no sense, before anything is trained."""
+    if not 1 <= phase.stride <= phase.length <= MAX_FRAMES:
+        raise UserError(
+            f"{name}.stride is {phase.stride} and {name}.length {phase.length}: use "
+            f"1 <= stride <= length <= {MAX_FRAMES}, the frames that the model's sequence holds."
+        )
 
 
 def dataset_of(

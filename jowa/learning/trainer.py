@@ -74,7 +74,8 @@ class Trainer:
     """Trains phases in order, logs, checkpoints, and goes on where an earlier process stopped.
 
     `facts` is JSON data that every checkpoint's state.json carries (sizes, games, configuration).
-    `pictures` returns pictures by name, made from the current weights.
+    `pictures` returns pictures by name, made from the current weights. `compile` runs forward and
+    loss through torch.compile.
     """
 
     def __init__(
@@ -87,12 +88,13 @@ class Trainer:
         facts: dict[str, Any],
         seed: int,
         pictures: Callable[[], dict[str, np.ndarray]],
+        compile: bool = False,
     ) -> None:
         self.run, self.compute, self.log, self.facts = run, compute, log, facts
         self.tokenizer, self.model = tokenizer.to(compute.device), model
         if model is not None:
             model.to(compute.device)
-        self.seed, self.pictures = seed, pictures
+        self.seed, self.pictures, self.compile = seed, pictures, compile
         self.position = Position()
         self._resume: Checkpoint | None = None
         self._stop = False
@@ -159,7 +161,7 @@ class Trainer:
     ) -> None:
         at, log, clock = self.position, self.log, _Clock(self.position.step)
         phase.objective.train()
-        forward = torch.compile(phase.objective) if self.compute.compile else phase.objective
+        forward = torch.compile(phase.objective) if self.compile else phase.objective
         while at.phase_step < phase.steps:
             batch = clock.time_data(lambda: phase.dataset.batch(next(phase.sampler)))
             batch = batch.to(self.compute.device)
