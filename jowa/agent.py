@@ -5,17 +5,21 @@ E environments, c context frames.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jowa.errors import UserError
+from jowa.games import check_ids
 from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
-from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
+from jowa.models.skeleton import Skeleton
 from jowa.models.tokenizer import Tokenizer
+from jowa.models.tokenizers import build_tokenizer, from_state
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
 from jowa.planning.beam import Plan, check, plan
@@ -23,12 +27,18 @@ from jowa.planning.beam import Plan, check, plan
 
 @dataclass
 class PlannerConfig:
-    """How an agent decides; horizon 0 is greedy play by Q."""
+    """How an agent decides; horizon 0 is greedy play by Q.
+
+    `per_game` gives, by model size and game, [context, beam_width, horizon] of its own, and `note`
+    says what every output must say of such settings.
+    """
 
     beam_width: int = 2
     horizon: int = 2
     context: int = 4
     gamma: float = 0.99
+    note: str = ""
+    per_game: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
 
 class Agent:
@@ -42,6 +52,7 @@ class Agent:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         check(planner.beam_width, planner.horizon, planner.context)
+        check_pair(tokenizer, model)
         self.tokenizer, self.model = tokenizer.eval(), model.eval()
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
@@ -66,6 +77,7 @@ class Agent:
 
         Rows where `active` (E,) is false are left alone and get action 0.
         """
+        check_ids(games)
         if len(frames) != len(self._lengths):
             self.reset(np.ones(len(frames), dtype=bool))
         rows = np.flatnonzero(active) if active is not None else np.arange(len(frames))
@@ -107,7 +119,7 @@ class Agent:
         """What the tokenizer keeps of the newest frame of an environment, uint8 (84, 84)."""
         game = torch.tensor([game_id], device=self.device)
         frame = self.tokenizer.decode(self._tokens[row : row + 1, -1], game)[0, 0]
-        return (frame * 255).round().byte().cpu().numpy()
+        return (frame.clamp(0.0, 1.0) * 255).round().byte().cpu().numpy()
 
     def _decide(self, rows: np.ndarray, length: int, games: np.ndarray) -> Plan:
         tokens, actions = self.context(rows, length)
@@ -124,12 +136,22 @@ class Agent:
             )
 
 
-def build(saved: Checkpoint, fresh: bool = False) -> tuple[PatchTokenizer, WorldActionModel]:
+def check_pair(tokenizer: Tokenizer, model: WorldActionModel) -> None:
+    """UserError unless the model knows as many tokens as the tokenizer has codes."""
+    if tokenizer.vocabulary != model.config.vocabulary:
+        raise UserError(
+            f"the tokenizer's codebook has {tokenizer.vocabulary} codes, but the model knows "
+            f"{model.config.vocabulary} tokens: they do not belong together."
+        )
+
+
+def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActionModel]:
     """Tokenizer and model of a checkpoint; `fresh` keeps the sizes and draws new weights."""
-    tokenizer = PatchTokenizer(PatchTokenizerConfig(**saved.state["tokenizer"]))
     sizes = dict(saved.state["model"])
     sizes["transformer"] = TransformerConfig(**sizes["transformer"])
-    model = WorldActionModel(WorldActionConfig(**sizes))
+    with nullcontext() if fresh else Skeleton():
+        tokenizer = build_tokenizer(from_state(saved.state["tokenizer"]))
+        model = WorldActionModel(WorldActionConfig(**sizes))
     if not fresh:
         fill(tokenizer, saved.tensors["tokenizer"], "the checkpoint's tokenizer")
         fill(model, saved.tensors["model"], "the checkpoint's model")

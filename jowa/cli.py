@@ -7,7 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ VERBS = {
     ),
     "finetune": Verb(
         "FinetuneConfig", "jowa.learning.finetune:finetune", "learn a held-out game from few games"
+    ),
+    "import-weights": Verb(
+        "ImportWeightsConfig",
+        "jowa.learning.import_weights:import_weights",
+        "make a checkpoint of published weights",
     ),
     "watch": Verb("WatchConfig", "jowa.evaluation.evaluate:watch", "film an agent at play"),
     "report": Verb("ReportConfig", "jowa.commands:report", "write a report about finished runs"),
@@ -92,14 +97,32 @@ def run(verb: str, overrides: list[str]) -> None:
 
 def composed(verb: str, overrides: list[str]) -> Any:
     """The verb's configuration; UserError in one sentence for anything Hydra refuses."""
+    from jowa.models.tokenizers import KINDS
+
     schema = getattr(importlib.import_module("jowa.config"), VERBS[verb].config)
-    ConfigStore.instance().store(f"{verb}_schema", schema)
+    files, overrides = _split_files(schema, overrides)
+    store = ConfigStore.instance()
+    store.store(f"{verb}_schema", schema)
+    for kind, sizes in KINDS.items():
+        store.store(f"{kind}_schema", sizes, group="tokenizer")
     folder = config_folder()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            return compose(verb, overrides=[_experiment(verb, o, folder) for o in overrides])
+            config = compose(verb, overrides=[_experiment(verb, o, folder) for o in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(verb, error, folder)) from error
+    for key, value in files.items():
+        OmegaConf.update(config, key, value)
+    return config
+
+
+def _split_files(schema: type, overrides: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What the overrides say of the keys of a verb that are files though other verbs have groups
+    of that name (which Hydra would look into), and the other overrides."""
+    keys = {f.name for f in fields(schema) if f.type == "str"} & {"model", "tokenizer"}
+    split = [override.partition("=") for override in overrides]
+    files = {key: value for key, equals, value in split if key in keys and equals}
+    return files, [override for override in overrides if override.partition("=")[0] not in files]
 
 
 def _experiment(verb: str, override: str, folder: Path) -> str:
@@ -157,7 +180,7 @@ def _near(word: str, known: list[str]) -> str:
 
 def overview() -> str:
     """The text of `jowa -h`."""
-    rows = "\n".join(f"  {name:<10} {verb.summary}" for name, verb in VERBS.items())
+    rows = "\n".join(f"  {name:<15} {verb.summary}" for name, verb in VERBS.items())
     return (
         f"usage: jowa VERB [key=value ...]\n\n{rows}\n\n"
         f"`jowa VERB -h` shows a verb's options; experiment=NAME takes a whole recipe, such as "

@@ -14,7 +14,7 @@ from jowa.learning.compute import ComputeConfig
 from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
 from jowa.learning.trainer import LogConfig
-from jowa.models.patch_tokenizer import PatchTokenizerConfig
+from jowa.models.tokenizer import TokenizerConfig
 from jowa.models.world_action import WorldActionConfig
 
 
@@ -95,15 +95,17 @@ class TokenizeConfig:
     data               episodes to read
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
+    perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile
     """
 
     run: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: PatchTokenizerConfig = field(default_factory=PatchTokenizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     training: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    perceptual: str | None = None
     compile: bool = False
     seed: int = 0
 
@@ -120,18 +122,20 @@ class PretrainConfig:
     tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
     tokenizer, model   sizes
     stage1, stage2     steps, batch, optimiser, losses
+    perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile
     """
 
     run: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer_from: str | None = None
-    tokenizer: PatchTokenizerConfig = field(default_factory=PatchTokenizerConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: WorldActionConfig = field(default_factory=WorldActionConfig)
     stage1: PhaseConfig = field(default_factory=PhaseConfig)
     stage2: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    perceptual: str | None = None
     compile: bool = False
     seed: int = 0
 
@@ -145,6 +149,7 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile
     """
 
@@ -158,8 +163,27 @@ class FinetuneConfig:
     training: PhaseConfig = field(default_factory=PhaseConfig)
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    perceptual: str | None = None
     compile: bool = False
     seed: int = 0
+
+
+@dataclass
+class ImportWeightsConfig:
+    """Makes a checkpoint of published weights, which the other commands use like any other.
+
+    model              the released model, such as JOWA_150M.pt
+    tokenizer          the released tokenizer.pt
+    out                the run directory to write
+    num_heads          attention heads; null knows those of the published widths, 512 and 768
+    games              what the model was pretrained on; empty is the published 15 games
+    """
+
+    model: str = MISSING
+    tokenizer: str = MISSING
+    out: str = MISSING
+    num_heads: int | None = None
+    games: list[str] = field(default_factory=list)
 
 
 @dataclass

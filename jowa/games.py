@@ -73,6 +73,17 @@ def get(name: str) -> Game:
     raise UserError(f"there is no game called {name!r}: {hint}")
 
 
+def check_ids(ids: np.ndarray) -> None:
+    """Raises UserError unless every id (E,) is a game's."""
+    unknown = ids[(ids < 0) | (ids >= NUM_GAMES)]
+    if len(unknown):
+        raise UserError(
+            f"there is no game of id {unknown[0]}: ids are 0 to {NUM_GAMES - 1}, as `jowa games` "
+            f"lists them."
+        )
+
+
 def by_id(game_id: int) -> Game:
-    """The game with this id (0 to 59)."""
+    """The game with this id (0 to 59); raises UserError for another."""
+    check_ids(np.array([game_id]))
     return GAMES[_NAMES_BY_ID[game_id]]

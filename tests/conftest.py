@@ -114,6 +114,7 @@ def make_batch() -> Callable[..., Batch]:
             ends=last & (torch.arange(B) % 2 == 0).unsqueeze(1),
             mask_padding=mask,
             games=torch.tensor([ids[b % 2] for b in range(B)]),
+            imagined=torch.zeros(B, L, dtype=torch.bool),
         )
 
     return make

@@ -34,6 +34,7 @@ class Batch:
         ends: (B, L) bool, true on the last step of a finished game; not where it was truncated.
         mask_padding: (B, L) bool, true on real steps.
         games: (B,) int64 ids.
+        imagined: (B, L) bool, true on steps that a world model dreamt.
     """
 
     observations: Tensor
@@ -42,6 +43,7 @@ class Batch:
     ends: Tensor
     mask_padding: Tensor
     games: Tensor
+    imagined: Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -163,6 +165,7 @@ class SegmentDataset:
             ends=torch.from_numpy(self._terminal[rows] & mask),
             mask_padding=torch.from_numpy(mask),
             games=torch.from_numpy(self.segment_game[indices]),
+            imagined=torch.zeros(mask.shape, dtype=torch.bool),
         )
 
     def _read_tokens(self, rows: np.ndarray, mask: np.ndarray, files: np.ndarray) -> Tensor:

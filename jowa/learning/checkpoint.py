@@ -54,7 +54,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         for stem, tensors in checkpoint.tensors.items():
             contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
             save_file(contiguous, temporary / f"{stem}.safetensors")
-        sums = {stem: _sha256(temporary / f"{stem}.safetensors") for stem in checkpoint.tensors}
+        sums = {stem: file_sha256(temporary / f"{stem}.safetensors") for stem in checkpoint.tensors}
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": sums, **checkpoint.state}
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
         for file in temporary.iterdir():
@@ -125,7 +125,7 @@ def load(
                 f"used."
             )
         for stem in present:
-            if _sha256(files[stem]) != state["sha256"][stem]:
+            if file_sha256(files[stem]) != state["sha256"][stem]:
                 raise ValueError(f"{files[stem].name} is not as it was written")
         tensors = {stem: load_file(files[stem]) for stem in present}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -137,7 +137,10 @@ def load(
 
 
 def fill(module: nn.Module, tensors: Tensors, what: str) -> None:
-    """Loads weights into a module; UserError naming the first that is missing, left or unlike."""
+    """Loads weights into a module; UserError naming the first that is missing, left or unlike.
+
+    A skeleton takes the tensors themselves as its own; other modules copy them.
+    """
     own = module.state_dict()
     for name in [*own, *tensors]:
         ours = tuple(own[name].shape) if name in own else None
@@ -148,7 +151,8 @@ def fill(module: nn.Module, tensors: Tensors, what: str) -> None:
                 f"the checkpoint and {ours or 'unknown'} here; use the configuration the "
                 f"checkpoint was made with."
             )
-    module.load_state_dict(tensors)
+    skeleton = any(parameter.is_meta for parameter in module.parameters())
+    module.load_state_dict(tensors, assign=skeleton)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Tensors:
@@ -188,7 +192,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -14,9 +14,9 @@ from jowa.errors import UserError
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
-from jowa.learning.objective import Objective
+from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions
-from jowa.learning.run import open_data, open_run, set_backgrounds
+from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.tokenize import check_phase, dataset_of, make_phase, picture_batch
 from jowa.learning.trainer import Trainer
 from jowa.models.world_action import WorldActionModel
@@ -43,7 +43,9 @@ def finetune(config: FinetuneConfig) -> Path:
     files = open_data(config.root, [game.name], config.cache_gib)
     torch.manual_seed(config.seed)
     tokenizer, model = build(saved, fresh=config.from_scratch)
+    check_losses("training", config.training.losses, model.config)
     set_backgrounds(tokenizer, files)
+    set_perceptual(tokenizer, config.perceptual)
     if like is not None and not config.from_scratch:
         copy_task_embedding(model, like, game)
     run = open_run(config.run, config)

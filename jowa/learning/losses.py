@@ -135,17 +135,32 @@ def td_loss(
     return masked_mean(error, targets.rows)
 
 
+def squared_td_loss(
+    values: Tensor, target_values: Tensor, actions: Tensor, targets: Targets, legal: Tensor
+) -> Tensor:
+    """TD error of expected returns, half the mean square over rows.
+
+    values and target_values (B, L, A), actions (B, L), legal (B, A).
+    """
+    with torch.no_grad():
+        best = target_values.masked_fill(~legal.unsqueeze(1), -torch.inf).amax(-1)
+        target = targets.returns + targets.discounts * best.gather(1, targets.bootstrap)
+    chosen = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+    return 0.5 * masked_mean((chosen - target).square(), targets.rows)
+
+
 def cql_penalty(
-    values: Tensor, actions: Tensor, mask_padding: Tensor, temperature: float = 1.0
+    values: Tensor, actions: Tensor, mask: Tensor, in_data_mask: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Mean soft maximum over all actions, and mean value of the data's actions, on real steps.
+    """Mean soft maximum over all actions, and mean value of the actions taken.
 
     values (B, L, A). The penalty is the first less the second; at temperature 1 the soft maximum
-    is the published logsumexp.
+    is the published logsumexp. The first mean is over the steps of `mask`, the second over those
+    of `in_data_mask`, both (B, L): the same steps in CQL, in COMBO those that are not imagined.
     """
     everywhere = temperature * (values / temperature).logsumexp(-1)
     in_data = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return masked_mean(everywhere, mask_padding), masked_mean(in_data, mask_padding)
+    return masked_mean(everywhere, mask), masked_mean(in_data, in_data_mask)
 
 
 def pick(probs: Tensor, actions: Tensor) -> Tensor:

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from jowa.data.segments import Batch
+from jowa.errors import UserError
 from jowa.learning.losses import (
     IGNORE,
     cql_penalty,
     n_step_targets,
     next_token_targets,
+    squared_td_loss,
     td_loss,
     world_model_losses,
 )
 from jowa.models.tokenizer import Tokenizer
-from jowa.models.world_action import Output, WorldActionModel
+from jowa.models.world_action import Output, WorldActionConfig, WorldActionModel
 
 Metrics = dict[str, Tensor]
 
@@ -30,8 +32,11 @@ Metrics = dict[str, Tensor]
 class LossConfig:
     """Weights of the losses and options of the Q losses (JOWA paper, section 3).
 
-    n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the published
-    algorithm; they are meant for small scale.
+    penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
+    imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
+    instead of averaging it; detach_q keeps the Q losses out of the backbone. n_step > 1,
+    cql_temperature != 1 and reward_weight != 1 are not part of the published algorithm; they are
+    meant for small scale.
     """
 
     tokenizer: float = 0.0
@@ -39,6 +44,9 @@ class LossConfig:
     q: float = 0.0
     gamma: float = 0.99
     n_step: int = 1
+    rem: bool = False
+    detach_q: bool = False
+    penalty: str = "cql"
     cql_weight: float = 0.1
     cql_temperature: float = 1.0
     reward_weight: float = 1.0
@@ -78,6 +86,7 @@ class Objective(nn.Module):
             batch.games,
             world=self.config.world_model > 0,
             q=self.config.q > 0,
+            detach_q=self.config.detach_q,
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
@@ -111,7 +120,7 @@ class Objective(nn.Module):
             tokens,
             batch.rewards,
             batch.ends,
-            batch.mask_padding,
+            batch.mask_padding & ~batch.imagined,
             self.config.reward_weight,
         )
         metrics = {f"world_model/{k}": v.detach() for k, v in losses._asdict().items()}
@@ -123,29 +132,63 @@ class Objective(nn.Module):
         self, model: WorldActionModel, output: Output, batch: Batch, detailed: bool
     ) -> tuple[Tensor, Metrics]:
         assert output.q_logits is not None and output.target_q_logits is not None
-        probs = model.probabilities(output.q_logits)
-        target_probs = model.probabilities(output.target_q_logits)
+        members = self._member_weights(output.q_logits) if self.config.rem else None
         legal = model.legal_actions[batch.games]
         targets = n_step_targets(
             batch.rewards, batch.ends, batch.mask_padding, self.config.gamma, self.config.n_step
         )
-        td = td_loss(probs, target_probs, batch.actions, targets, legal, model.support)
-        values = (probs * model.support).sum(-1)
-        everywhere, in_data = cql_penalty(
-            values, batch.actions, batch.mask_padding, self.config.cql_temperature
-        )
-        penalty = self.config.cql_weight * (everywhere - in_data)
-        metrics = {
-            "q/td": td.detach(),
-            "q/cql": penalty.detach(),
-            "q/soft_maximum": everywhere.detach(),
-            "q/data_actions": in_data.detach(),
-        }
+        if model.config.distributional:
+            probs = model.probabilities(output.q_logits, members)
+            target_probs = model.probabilities(output.target_q_logits, members)
+            td = td_loss(probs, target_probs, batch.actions, targets, legal, model.support)
+            values = (probs * model.support).sum(-1)
+        else:
+            values = model.values(output.q_logits, members)
+            target_values = model.values(output.target_q_logits, members)
+            td = squared_td_loss(values, target_values, batch.actions, targets, legal)
+        penalty, metrics = self._penalty(values, batch)
         if detailed:
             best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
             agree = (best == batch.actions)[batch.mask_padding].float().mean()
             metrics["q/greedy_is_data_action"] = agree
-        return td + penalty, metrics
+        return td + penalty, {"q/td": td.detach(), **metrics}
+
+    def _penalty(self, values: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The weighted penalty on values (B, L, A) of actions that were not taken."""
+        if self.config.penalty == "none":
+            return values.new_zeros(()), {}
+        real = batch.mask_padding
+        in_data_mask = real & ~batch.imagined if self.config.penalty == "combo" else real
+        everywhere, in_data = cql_penalty(
+            values, batch.actions, real, in_data_mask, self.config.cql_temperature
+        )
+        penalty = self.config.cql_weight * (everywhere - in_data)
+        return penalty, {
+            "q/cql": penalty.detach(),
+            "q/soft_maximum": everywhere.detach(),
+            "q/data_actions": in_data.detach(),
+        }
+
+    def _member_weights(self, q_logits: Tensor) -> Tensor:
+        """Random convex weights (Q,) of the ensemble's members (REM, Agarwal et al., 2020)."""
+        weights = torch.rand(len(q_logits), device=q_logits.device)
+        return weights / weights.sum()
+
+
+def check_losses(name: str, losses: LossConfig, model: WorldActionConfig) -> None:
+    """Raises UserError for options of phase `name` that mean nothing for this model."""
+    if losses.penalty not in ("cql", "combo", "none"):
+        raise UserError(f"{name}.losses.penalty is {losses.penalty!r}: use cql, combo or none.")
+    if losses.penalty == "combo":
+        raise UserError(
+            f"{name}.losses.penalty is combo, which differs from cql on imagined data only, and "
+            f"{name} trains on real data: use cql."
+        )
+    if losses.rem and model.q_members < 2:
+        raise UserError(
+            f"{name}.losses.rem mixes the members of an ensemble, but model.q_members is "
+            f"{model.q_members}: use 2 or more members."
+        )
 
 
 @torch.no_grad()

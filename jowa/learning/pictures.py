@@ -49,8 +49,8 @@ def dreams(
 
 
 def _bytes(frames: Tensor) -> Tensor:
-    """(N, 1, 84, 84) in [0, 1] to uint8 (N, 84, 84)."""
-    return (frames[:, 0] * 255).round().byte()
+    """(N, 1, 84, 84), about [0, 1], to uint8 (N, 84, 84)."""
+    return (frames[:, 0].clamp(0.0, 1.0) * 255).round().byte()
 
 
 def _interleave(upper: Tensor, lower: Tensor) -> np.ndarray:

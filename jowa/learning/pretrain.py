@@ -11,9 +11,9 @@ from jowa.config import PretrainConfig
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
-from jowa.learning.objective import Objective
+from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions
-from jowa.learning.run import open_data, open_run, set_backgrounds
+from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.tokenize import (
     check_phase,
     dataset_of,
@@ -23,7 +23,7 @@ from jowa.learning.tokenize import (
     picture_batch,
 )
 from jowa.learning.trainer import Trainer
-from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import WorldActionModel
 
 
@@ -32,11 +32,13 @@ def pretrain(config: PretrainConfig) -> Path:
     check_sizes(config)
     check_phase("stage1", config.stage1)
     check_phase("stage2", config.stage2)
+    check_losses("stage2", config.stage2.losses, config.model)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
-    tokenizer = PatchTokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     set_backgrounds(tokenizer, files)
+    set_perceptual(tokenizer, config.perceptual)
     if config.tokenizer_from is not None:
         folder = checkpoints.find(config.tokenizer_from)
         saved = checkpoints.load(folder, ("tokenizer",))
@@ -52,7 +54,7 @@ def pretrain(config: PretrainConfig) -> Path:
         compute,
         config.log,
         facts={
-            "tokenizer": dataclasses.asdict(config.tokenizer),
+            "tokenizer": to_state(config.tokenizer),
             "model": dataclasses.asdict(config.model),
             "games": config.data.games,
             "config": dataclasses.asdict(config),
@@ -88,6 +90,11 @@ def check_sizes(config: PretrainConfig) -> None:
     if model.transformer.attention not in ("sdpa", "matmul"):
         raise UserError(
             f"model.transformer.attention is {model.transformer.attention!r}: use sdpa or matmul."
+        )
+    if model.bell_start and not model.distributional:
+        raise UserError(
+            f"model.bell_start is {model.bell_start}, but with model.distributional=false there "
+            f"is no distribution to start as a bell: set bell_start to 0."
         )
     if model.vocabulary != tokenizer.vocabulary:
         raise UserError(

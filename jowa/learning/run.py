@@ -14,11 +14,13 @@ from jowa.data.episodes import EpisodeFile, open_store
 from jowa.errors import UserError
 from jowa.files import write_json
 from jowa.learning.checkpoint import newest
-from jowa.models.patch_tokenizer import PatchTokenizer
+from jowa.learning.released_files import read_released
+from jowa.models.conv_tokenizer import ConvTokenizer
+from jowa.models.lpips import LPIPS
 from jowa.models.tokenizer import Tokenizer
 
 # May differ between the first and a later start of the same run: they do not change its result.
-_FREE_KEYS = ("run", "log.", "compute.", "compile", "data.cache_gib", "cache_gib")
+_FREE_KEYS = ("run", "log.", "compute.", "compile", "perceptual", "data.cache_gib", "cache_gib")
 _BACKGROUND_FRAMES = 512
 
 
@@ -69,9 +71,31 @@ def open_data(root: str, games: list[str], cache_gib: float) -> list[EpisodeFile
     return files
 
 
+def set_perceptual(tokenizer: Tokenizer, path: str | None) -> None:
+    """Gives the tokenizer's loss the perceptual net in `path`: a file of LPIPS weights, or a
+    released tokenizer, which holds them. UserError where one is needed and not given, or given
+    and not used."""
+    weight = tokenizer.config.perceptual_weight if isinstance(tokenizer, ConvTokenizer) else 0.0
+    if path is None:
+        if weight > 0:
+            raise UserError(
+                f"tokenizer.perceptual_weight is {weight}, which needs the weights of LPIPS: give "
+                f"perceptual=FILE (a released tokenizer.pt holds them), or set it to 0."
+            )
+        return
+    if weight == 0:
+        raise UserError(
+            "perceptual=... is given, but this tokenizer's loss has no perceptual term: use "
+            "tokenizer=published tokenizer.perceptual_weight=1, or leave perceptual out."
+        )
+    assert isinstance(tokenizer, ConvTokenizer)  # others have no such weight
+    names = {name.rpartition("lpips.")[2]: t for name, t in read_released(path).items()}
+    tokenizer.set_perceptual(LPIPS.from_state(names))
+
+
 def set_backgrounds(tokenizer: Tokenizer, files: list[EpisodeFile]) -> None:
     """Gives the tokenizer each game's median frame, if it is one that wants it."""
-    if isinstance(tokenizer, PatchTokenizer):
+    if tokenizer.needs_background:
         for file in files:
             count = min(_BACKGROUND_FRAMES, file.num_transitions)
             rows = np.linspace(0, file.num_transitions - 1, count).astype(np.int64)

@@ -17,10 +17,10 @@ from jowa.learning.compute import resolve
 from jowa.learning.monitor import progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
-from jowa.learning.run import open_data, open_run, set_backgrounds
+from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.trainer import Phase, Trainer
-from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.tokenizer import Tokenizer
+from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import MAX_FRAMES, WorldActionModel
 
 
@@ -30,9 +30,10 @@ def tokenize(config: TokenizeConfig) -> Path:
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
-    run = open_run(config.run, config)
-    tokenizer = PatchTokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     set_backgrounds(tokenizer, files)
+    set_perceptual(tokenizer, config.perceptual)
+    run = open_run(config.run, config)
     sample = picture_batch(files).to(compute.device)
     trainer = Trainer(
         run,
@@ -41,7 +42,7 @@ def tokenize(config: TokenizeConfig) -> Path:
         compute,
         config.log,
         facts={
-            "tokenizer": dataclasses.asdict(config.tokenizer),
+            "tokenizer": to_state(config.tokenizer),
             "games": config.data.games,
             "config": dataclasses.asdict(config),
         },

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jowa.games import NUM_GAMES
-from jowa.models.tokenizer import FRAME_SIZE, GRID, Tokenizer, nearest_code
+from jowa.models.tokenizer import FRAME_SIZE, GRID, Tokenizer, TokenizerConfig, nearest_code
 
 PATCH = FRAME_SIZE // GRID
 PATCH_PIXELS = PATCH * PATCH
@@ -25,7 +25,7 @@ DIFFERENCE = 8
 
 
 @dataclass
-class PatchTokenizerConfig:
+class PatchTokenizerConfig(TokenizerConfig):
     """Sizes and training weights.
 
     foreground_weight multiplies the error of pixels that differ from the background or from the
@@ -33,8 +33,6 @@ class PatchTokenizerConfig:
     codes used less than restart_below times a step (moving average) restart at a patch's output.
     """
 
-    vocabulary: int = 1024
-    code_width: int = 64
     hidden: int = 256
     foreground_weight: float = 20.0
     commitment_weight: float = 1.0

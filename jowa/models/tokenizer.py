@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 
 FRAME_SIZE = 84
 GRID = 6
+
+
+@dataclass
+class TokenizerConfig:
+    """What every tokenizer's configuration says: the codebook's size."""
+
+    vocabulary: int = 1024
+    code_width: int = 64
 
 
 class Tokenizer(nn.Module, ABC):
@@ -34,13 +43,20 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, tokens: Tensor, games: Tensor | None = None) -> Tensor:
-        """Frames float (N, 1, 84, 84) in [0, 1] from tokens (N, 36) of games (N,)."""
+        """Frames float (N, 1, 84, 84), 0 black and 1 white, from tokens (N, 36) of games (N,).
+
+        What is learned may lie a little outside of [0, 1].
+        """
 
     @abstractmethod
     def loss(
         self, observations: Tensor, games: Tensor, mask_padding: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss and metrics on segments: uint8 (B, L, 84, 84), games (B,), mask (B, L)."""
+
+    def set_background(self, game_id: int, frame: Tensor) -> None:
+        """Takes a game's median frame, uint8 (84, 84); only for those that need one."""
+        raise NotImplementedError(f"{type(self).__name__} has no background")
 
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides which tokens a frame becomes."""

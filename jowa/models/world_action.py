@@ -32,13 +32,16 @@ class WorldActionConfig:
     and lets a gate raise its logit; summary_width > 0 adds an MLP of that width over the codebook
     vectors of a frame and the one before to its last token, where Q is read, so that Q need not
     wait for attention to learn where things are; bell_start > 0 is the deviation of the initial
-    return bell.
+    return bell. Ablations of the paper: distributional=False has Q heads give expected returns,
+    to be trained by squared error, instead of distributions over `atoms`; task_embedding=False
+    leaves the model to recognise the game by its frames.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     vocabulary: int = 1024
     q_width: int = 192
     q_members: int = 1
+    distributional: bool = True
     atoms: int = 51
     value_min: float = -10.0
     value_max: float = 30.0
@@ -60,8 +63,8 @@ class Output(NamedTuple):
     observation_logits: Tensor | None  # (B, 36·L, V)
     reward_logits: Tensor | None  # (B, L, 3), classes of sign(r) + 1
     end_logits: Tensor | None  # (B, L, 2)
-    q_logits: Tensor | None  # (Q, B, L, A·Z)
-    target_q_logits: Tensor | None  # (Q, B, L, A·Z), no gradient
+    q_logits: Tensor | None  # (Q, B, L, A·Z); expected returns (Q, B, L, A) if not distributional
+    target_q_logits: Tensor | None  # likewise, no gradient
 
 
 class Tables(NamedTuple):
@@ -108,7 +111,7 @@ class WorldActionModel(nn.Module):
         self.observation_head = classifier(D, V)
         self.reward_head = classifier(D, 3)
         self.end_head = classifier(D, 2)
-        outputs = NUM_ACTIONS * config.atoms
+        outputs = NUM_ACTIONS * (config.atoms if config.distributional else 1)
         self.q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
         self.target_q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
         self.target_q_head.requires_grad_(False)
@@ -136,6 +139,7 @@ class WorldActionModel(nn.Module):
                 if isinstance(layer, nn.Linear):
                     nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5)
         if self.config.bell_start:
+            assert self.config.distributional, "checked with the configuration"
             self.q_head.start_near_zero(self.support, NUM_ACTIONS, self.config.bell_start)
         self.update_target()
 
@@ -208,10 +212,12 @@ class WorldActionModel(nn.Module):
         *,
         world: bool = True,
         q: bool = True,
+        detach_q: bool = False,
     ) -> Output:
         """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
 
-        `world` and `q` choose which heads to compute.
+        `world` and `q` choose which heads to compute; with `detach_q` no gradient flows from the
+        Q head into the backbone.
         """
         B, L, _ = obs_tokens.shape
         assert L <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
@@ -229,7 +235,7 @@ class WorldActionModel(nn.Module):
             observation_logits = self.predict_tokens(predicting, hints)
             reward_logits, end_logits = self.reward_head(action), self.end_head(action)
         if q:
-            q_logits = self.q_head(last_observation)
+            q_logits = self.q_head(last_observation.detach() if detach_q else last_observation)
             target = self.target_q_logits(last_observation)
         return Output(hidden, observation_logits, reward_logits, end_logits, q_logits, target)
 
@@ -277,11 +283,21 @@ class WorldActionModel(nn.Module):
             x = torch.cat([x[:, :-1], x[:, -1:] + summary.unsqueeze(1)], dim=1)
         return self.transformer(x, cache)
 
-    def probabilities(self, q_logits: Tensor) -> Tensor:
-        """The ensemble's mean distribution (..., A, Z), in float32, of logits (Q, ..., A·Z)."""
-        logits = q_logits.float().unflatten(-1, (NUM_ACTIONS, self.config.atoms))
-        return logits.softmax(-1).mean(0)
+    def probabilities(self, q_logits: Tensor, members: Tensor | None = None) -> Tensor:
+        """The ensemble's distribution (..., A, Z), in float32, of logits (Q, ..., A·Z).
 
-    def values(self, q_logits: Tensor) -> Tensor:
-        """Expected returns (..., A) of logits (Q, ..., A·Z)."""
-        return (self.probabilities(q_logits) * self.support).sum(-1)
+        The mean over members, or a mixture of weights `members` (Q,) that add up to 1.
+        """
+        logits = q_logits.float().unflatten(-1, (NUM_ACTIONS, self.config.atoms))
+        return mixture(logits.softmax(-1), members)
+
+    def values(self, q_logits: Tensor, members: Tensor | None = None) -> Tensor:
+        """Expected returns (..., A) of logits (Q, ..., A·Z), or (Q, ..., A) ones themselves."""
+        if not self.config.distributional:
+            return mixture(q_logits.float(), members)
+        return (self.probabilities(q_logits, members) * self.support).sum(-1)
+
+
+def mixture(x_Q: Tensor, members: Tensor | None) -> Tensor:
+    """The mean of (Q, ...) over its first dimension, or the sum weighted by `members` (Q,)."""
+    return x_Q.mean(0) if members is None else (x_Q.movedim(0, -1) * members).sum(-1)

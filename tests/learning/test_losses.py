@@ -17,6 +17,7 @@ from jowa.learning.losses import (
     n_step_targets,
     next_token_targets,
     project,
+    squared_td_loss,
     td_loss,
     world_model_losses,
 )
@@ -183,7 +184,7 @@ def test_td_loss_by_hand_with_the_best_legal_action() -> None:
 def test_cql_penalty_by_hand(temperature: float) -> None:
     values = torch.tensor([[[1.0, 2.0, 0.5], [3.0, -1.0, 0.0], [99.0, 99.0, 99.0]]])
     mask = torch.tensor([[True, True, False]])
-    everywhere, in_data = cql_penalty(values, torch.tensor([[1, 2, 0]]), mask, temperature)
+    everywhere, in_data = cql_penalty(values, torch.tensor([[1, 2, 0]]), mask, mask, temperature)
 
     def soft(row: list[float]) -> float:
         return temperature * math.log(sum(math.exp(v / temperature) for v in row))
@@ -191,6 +192,31 @@ def test_cql_penalty_by_hand(temperature: float) -> None:
     expected = (soft([1.0, 2.0, 0.5]) + soft([3.0, -1.0, 0.0])) / 2
     assert float(everywhere) == pytest.approx(expected, rel=1e-5)
     assert float(in_data) == pytest.approx((2.0 + 0.0) / 2)
+
+
+def test_combo_raises_the_value_of_real_actions_only() -> None:
+    values = torch.tensor([[[1.0, 2.0], [3.0, -1.0], [5.0, 7.0]]])
+    mask, real = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, True, False]])
+    actions = torch.tensor([[1, 0, 1]])
+    cql, combo = (cql_penalty(values, actions, mask, m) for m in (mask, real))
+    assert float(cql[0]) == float(combo[0])
+    assert float(cql[1]) == pytest.approx((2 + 3 + 7) / 3)
+    assert float(combo[1]) == pytest.approx((2 + 3) / 2)
+
+
+def test_squared_td_loss_by_hand() -> None:
+    """Three steps: one bootstraps from the best legal action, one ends, one is padding."""
+    values = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [50.0, 50.0]]], requires_grad=True)
+    target_values = torch.tensor([[[0.0, 0.0], [6.0, 9.0], [70.0, 70.0]]])
+    rewards, ends = torch.tensor([[0.5, -1.0, 0.0]]), torch.tensor([[False, True, False]])
+    targets = n_step_targets(rewards, ends, torch.tensor([[True, True, False]]), 0.9)
+    legal = torch.tensor([[True, False]])
+    loss = squared_td_loss(values, target_values, torch.tensor([[1, 0, 0]]), targets, legal)
+    first, second = 2.0 - (0.5 + 0.9 * 6.0), 3.0 - (-1.0)
+    assert float(loss.detach()) == pytest.approx(0.5 * (first**2 + second**2) / 2)
+    loss.backward()
+    expected = torch.tensor([[[0.0, first / 2], [second / 2, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(values.grad, expected)
 
 
 @given(episodes())
@@ -260,7 +286,7 @@ def test_padding_contributes_nothing_to_q(left: bool) -> None:
         probs = logits.softmax(-1)
         targets = n_step_targets(rewards, ends, mask, 0.9, 3)
         td = td_loss(probs, target, actions, targets, legal, support)
-        everywhere, in_data = cql_penalty((probs * support).sum(-1), actions, mask)
+        everywhere, in_data = cql_penalty((probs * support).sum(-1), actions, mask, mask)
         (td + everywhere - in_data).backward()
         assert (logits.grad[~mask] == 0).all()
         results.append((td, everywhere, in_data, logits.grad))
