@@ -13,7 +13,8 @@ from jowa.errors import UserError
 
 @dataclass
 class OptimizerConfig:
-    """AdamW; weight decay falls on matrices only, not on embeddings, norms and biases.
+    """AdamW; weight decay falls on the model's matrices only, not on embeddings, norms, biases or
+    the tokenizer. `gradient_norm` clips the gradients of model and tokenizer each by themselves.
 
     `decay` is "none" (constant rate, as published) or "cosine" (to a tenth at the last step);
     `warmup` steps rise linearly from 0; `tokenizer_learning_rate` is the tokenizer's own.
@@ -31,24 +32,36 @@ def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.opti
     """AdamW over everything that needs a gradient; groups carry their `base_lr`."""
     if config.decay not in ("none", "cosine"):
         raise UserError(f"optimizer.decay is {config.decay!r}: use none or cosine.")
-    decayed: dict[str, list[Tensor]] = {"tokenizer": [], "model": []}
-    plain: dict[str, list[Tensor]] = {"tokenizer": [], "model": []}
+    groups: dict[str, list[Tensor]] = {"tokenizer": [], "matrices": [], "model": []}
     for prefix, module in objective.named_modules():
-        owner = "tokenizer" if prefix.startswith("tokenizer") else "model"
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
+            if prefix.startswith("tokenizer"):
+                groups["tokenizer"].append(parameter)
+                continue
             matrix = name == "weight" and not isinstance(module, nn.Embedding)
             matrix = matrix and "norm" not in prefix and "ln" not in prefix.split(".")[-1]
-            (decayed if matrix else plain)[owner].append(parameter)
-    rates = {"model": config.learning_rate, "tokenizer": config.tokenizer_learning_rate}
-    groups = [
-        {"params": params, "weight_decay": decay, "base_lr": rates[owner], "owner": owner}
-        for kind, decay in ((decayed, config.weight_decay), (plain, 0.0))
-        for owner, params in kind.items()
-        if params
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+            groups["matrices" if matrix else "model"].append(parameter)
+    tokenizer_rate, rate = config.tokenizer_learning_rate, config.learning_rate
+    settings = {
+        "tokenizer": {"base_lr": tokenizer_rate, "weight_decay": 0.0, "owner": "tokenizer"},
+        "matrices": {"base_lr": rate, "weight_decay": config.weight_decay, "owner": "model"},
+        "model": {"base_lr": rate, "weight_decay": 0.0, "owner": "model"},
+    }
+    filled = [{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]]
+    return torch.optim.AdamW(filled, lr=config.learning_rate, fused=True)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> dict[str, Tensor]:
+    """Clips model and tokenizer to `gradient_norm` each; returns their norms before, by owner."""
+    owned: dict[str, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        owned.setdefault(group["owner"], []).extend(group["params"])
+    return {
+        owner: torch.nn.utils.clip_grad_norm_(parameters, config.gradient_norm)
+        for owner, parameters in owned.items()
+    }
 
 
 def set_learning_rate(

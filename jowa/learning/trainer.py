@@ -24,7 +24,12 @@ from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
 from jowa.learning.monitor import Monitor, progress_bar
 from jowa.learning.objective import Objective
-from jowa.learning.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from jowa.learning.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    set_learning_rate,
+)
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 
@@ -166,7 +171,7 @@ class Trainer:
             batch = clock.time_data(lambda: phase.dataset.batch(next(phase.sampler)))
             batch = batch.to(self.compute.device)
             detailed = at.phase_step % log.details == 0
-            metrics = self._step(phase, optimizer, names, forward, batch, detailed)
+            metrics = self._step(phase, optimizer, forward, batch, detailed)
             advance(1)
             last = at.phase_step == phase.steps
             if detailed or last or at.phase_step % log.scalars == 0:
@@ -191,7 +196,6 @@ class Trainer:
         self,
         phase: Phase,
         optimizer: torch.optim.AdamW,
-        names: dict[Tensor, str],
         forward: Callable[..., tuple[Tensor, dict[str, Tensor]]],
         batch: Batch,
         detailed: bool,
@@ -202,16 +206,16 @@ class Trainer:
         with self.compute.autocast():
             loss, metrics = forward(batch, detailed=detailed)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(names, phase.optimizer.gradient_norm)
-        if not torch.isfinite(norm):
-            self._refuse(batch, metrics, norm)
+        norms = clip_gradients(optimizer, phase.optimizer)
+        if not torch.isfinite(torch.stack(list(norms.values()))).all():
+            self._refuse(batch, metrics, norms)
         optimizer.step()
         optimizer.zero_grad()
         at.step, at.phase_step = at.step + 1, at.phase_step + 1
         if phase.target_update_every and at.phase_step % phase.target_update_every == 0:
             assert self.model is not None
             self.model.update_target()
-        return {**metrics, "gradient_norm": norm}
+        return metrics | {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
 
     def _save(
         self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], sampler: Sampler
@@ -231,7 +235,7 @@ class Trainer:
         }
         checkpoints.save(self.run, Checkpoint(self.position.step, state, tensors), self.log.keep)
 
-    def _refuse(self, batch: Batch, metrics: dict[str, Tensor], norm: Tensor) -> None:
+    def _refuse(self, batch: Batch, metrics: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
         """Stops before the optimiser step when loss or gradient is not finite."""
         path = self.run / f"bad_batch_step_{self.position.step:08d}.safetensors"
         save_file({name: t.cpu().contiguous() for name, t in vars(batch).items()}, path)
@@ -240,8 +244,9 @@ class Trainer:
             for name, value in metrics.items()
             if not name.startswith("accuracy/") and not torch.isfinite(value).all()
         ]
+        shown = " and ".join(f"{float(norm)} ({owner})" for owner, norm in norms.items())
         raise UserError(
-            f"the gradient's norm is {float(norm)} at step {self.position.step} (not finite: "
+            f"the gradient's norm is {shown} at step {self.position.step} (not finite: "
             f"{', '.join(wrong) or 'no loss term'}); the weights are those of the last checkpoint, "
             f"the batch is in {path}: lower the learning rate or use compute.dtype=float32."
         )

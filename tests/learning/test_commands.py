@@ -43,7 +43,7 @@ MODEL = [
 ]
 PLAY = ["episodes=1", "envs_per_game=1", "max_frames=40"]
 STAGES = ["stage1.steps=4", "stage1.batch_size=4", "stage2.steps=6", "stage2.batch_size=4"]
-BASE = {"world_model/observation", "world_model/reward", "world_model/end", "gradient_norm"}
+BASE = {"world_model/observation", "world_model/reward", "world_model/end", "gradient_norm/model"}
 TOKENS = {"tokenizer/reconstruction", "tokenizer/commitment", "tokenizer/foreground_kept"}
 Q = {"q/td", "q/cql", "q/data_actions", "q/greedy_is_data_action"}
 

@@ -10,7 +10,13 @@ import torch
 
 from jowa.errors import UserError
 from jowa.learning.objective import LossConfig, Objective
-from jowa.learning.optim import OptimizerConfig, build_optimizer, rate_factor, set_learning_rate
+from jowa.learning.optim import (
+    OptimizerConfig,
+    build_optimizer,
+    clip_gradients,
+    rate_factor,
+    set_learning_rate,
+)
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionModel
 
@@ -34,6 +40,7 @@ def test_only_matrices_decay_and_each_parameter_has_one_group(objective: Objecti
             name = names[parameter]
             seen.append(name)
             plain = name.endswith("bias") or "embedding" in name or "norm" in name or ".ln" in name
+            plain = plain or name.startswith("tokenizer")
             assert group["weight_decay"] == (0.0 if plain else 0.3), name
             assert group["base_lr"] == (5e-4 if name.startswith("tokenizer") else 1e-3), name
     assert sorted(seen) == sorted(n for n, p in objective.named_parameters() if p.requires_grad)
@@ -68,6 +75,21 @@ def test_decay_shrinks_matrices_without_any_gradient(objective: Objective) -> No
         torch.testing.assert_close(after[name].detach(), before[name] * (1 - 0.1 * 0.5))
     for name in ("model.q_head.norm2.weight", "model.position_embedding.weight"):
         assert torch.equal(after[name], before[name])
+
+
+def test_gradients_of_model_and_tokenizer_are_clipped_by_themselves(objective: Objective) -> None:
+    config = OptimizerConfig(gradient_norm=0.5)
+    optimizer = build_optimizer(objective, config)
+    for name, parameter in objective.named_parameters():
+        large = 100.0 if name.startswith("tokenizer") else 1e-6
+        parameter.grad = torch.full_like(parameter, large)
+    norms = clip_gradients(optimizer, config)
+    tokenizer = torch.stack([p.grad.norm() for p in objective.tokenizer.parameters()]).norm()
+    assert float(tokenizer) == pytest.approx(0.5, rel=1e-4)
+    assert float(norms["tokenizer"]) > 100
+    for name, parameter in objective.named_parameters():
+        if not name.startswith("tokenizer"):
+            assert (parameter.grad == 1e-6).all(), name
 
 
 def test_the_rate_rises_then_stays_or_falls_to_a_tenth(objective: Objective) -> None:

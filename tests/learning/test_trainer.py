@@ -143,7 +143,7 @@ def test_learning_lowers_the_loss_and_logs_each_term_once(
     lines = curves(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 2 * STEPS + 1))
     assert lines[6]["world_model/observation"] < lines[0]["world_model/observation"]
-    assert {"q/td", "q/cql", "loss/total", "gradient_norm", "rate/model"} <= lines[-1].keys()
+    assert {"q/td", "q/cql", "loss/total", "gradient_norm/model", "rate/model"} <= lines[-1].keys()
     assert lines[0]["rate/model"] == pytest.approx(1e-3)
 
 
