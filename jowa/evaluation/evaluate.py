@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jowa import games as game_facts
-from jowa.agent import Agent, build
+from jowa.agent import Agent, PlannerConfig, build
 from jowa.config import EvaluateConfig, WatchConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
-from jowa.evaluation.rollout import by_game, play
+from jowa.evaluation.planners import planners
+from jowa.evaluation.rollout import EpisodeResult, by_game, play
 from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings
 from jowa.evaluation.table import format_table, score_table
 from jowa.evaluation.video import record
@@ -34,20 +33,17 @@ def evaluate(config: EvaluateConfig) -> Path:
     games = playable(config.games, saved, folder)
     out = Path(config.out)
     scores = ScoreFile.load(out) if out.exists() else ScoreFile()
-    settings = make_settings(
-        planner="greedy" if config.planner.horizon == 0 else "beam",
-        beam_width=config.planner.beam_width,
-        horizon=config.planner.horizon,
-        context=config.planner.context,
-        **_protocol(config),
-    )
+    tokenizer, model = build(saved)
+    groups = planners(config.planner, model.config, games)
+    settings = make_settings(**planner_settings(config.planner, groups), **_protocol(config))
     identity = {stem: saved.state["sha256"][stem] for stem in ("model", "tokenizer")}
     kept = next((e for e in scores.evaluations if e.label == config.label), None)
     if kept is not None and _same(kept, games, settings, identity):
         print(f"kept: {out} already holds {config.label!r} of this checkpoint and these settings")
     else:
-        agent = _agent(saved, config.planner, compute.device, compute.dtype)
-        evaluation = _play(config, agent, games, settings, folder, identity)
+        tokenizer, model = tokenizer.to(compute.device), model.to(compute.device)
+        agents = [(Agent(tokenizer, model, p, compute.dtype), group) for p, group in groups]
+        evaluation = _play(config, agents, settings, folder, identity)
         others = [e for e in scores.evaluations if e.label != config.label]
         scores.evaluations = [*others, evaluation]
         scores.save(out)
@@ -59,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         _add_baselines(scores, games, config, out.parent / "baselines")
     scores.save(out)
     print(format_table(score_table(scores.evaluations, scores.baselines, scores.data_means)))
+    if config.planner.note:
+        print(f"{config.label}: {config.planner.note}")
     return out
 
 
@@ -74,9 +72,21 @@ def playable(names: list[str], saved: Checkpoint, folder: Path) -> list[Game]:
     return [game_facts.get(name) for name in names or known]
 
 
-def _agent(saved: Checkpoint, planner: Any, device: torch.device, dtype: torch.dtype) -> Agent:
-    tokenizer, model = build(saved)
-    return Agent(tokenizer.to(device), model.to(device), planner, dtype)
+def planner_settings(
+    planner: PlannerConfig, groups: list[tuple[PlannerConfig, list[Game]]]
+) -> dict[str, Any]:
+    """What the scores file says of how the agent decided; the numbers are by game where they
+    differ."""
+    name = "greedy" if planner.horizon == 0 else "beam"
+    if not planner.per_game:
+        numbers = {"beam_width": planner.beam_width, "horizon": planner.horizon}
+        return {"planner": name, **numbers, "context": planner.context}
+    by_game = {
+        game.name: [own.context, own.beam_width, own.horizon]
+        for own, group in groups
+        for game in group
+    }
+    return {"planner": name, "note": planner.note, "context_beam_width_horizon": by_game}
 
 
 def _protocol(config: EvaluateConfig) -> dict[str, Any]:
@@ -102,20 +112,21 @@ def _same(
 
 def _play(
     config: EvaluateConfig,
-    agent: Agent,
-    games: list[Game],
+    agents: list[tuple[Agent, list[Game]]],
     settings: dict[str, Any],
     folder: Path,
     identity: dict[str, Any],
 ) -> Evaluation:
-    started = time.perf_counter()
-    with progress_bar(config.label, config.episodes * len(games), "episode") as bar:
+    started, results = time.perf_counter(), list[EpisodeResult]()
+    total = config.episodes * sum(len(games) for _, games in agents)
+    with progress_bar(config.label, total, "episode") as bar:
 
-        def advance(done: int, total: int, steps: int) -> None:
+        def advance(done: int, _: int, steps: int) -> None:
             bar.set_postfix_str(f"{steps:,} decisions", refresh=False)
-            bar.update(done - bar.n)
+            bar.update(len(results) + done - bar.n)
 
-        results = play(agent, games, progress=advance, **_protocol(config))
+        for agent, games in agents:
+            results += play(agent, games, progress=advance, **_protocol(config))
     seconds, decisions = time.perf_counter() - started, sum(r.steps for r in results)
     return Evaluation(
         config.label,
@@ -143,7 +154,9 @@ def watch(config: WatchConfig) -> Path:
     folder = checkpoints.find(config.checkpoint)
     saved = checkpoints.load(folder)
     (game,) = playable([config.game], saved, folder)
-    agent = _agent(saved, config.planner, compute.device, compute.dtype)
+    tokenizer, model = build(saved)
+    ((planner, _),) = planners(config.planner, model.config, [game])
+    agent = Agent(tokenizer.to(compute.device), model.to(compute.device), planner, compute.dtype)
     result = record(
         agent,
         game,
@@ -154,4 +167,6 @@ def watch(config: WatchConfig) -> Path:
         panels=lambda: agent.seen(0, game.id),
     )
     print(f"{config.out}: {result.steps} steps of {game.name}, score {result.score:g}")
+    if planner.note:
+        print(f"{config.out}: {planner.note}")
     return Path(config.out)

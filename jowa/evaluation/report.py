@@ -29,14 +29,7 @@ from jowa.evaluation.plots import (
     read_curve,
     svg,
 )
-from jowa.evaluation.scores import (
-    PROTOCOL_EPISODES,
-    PROTOCOL_EPSILON,
-    PROTOCOL_MAX_FRAMES,
-    PROTOCOL_STICKY,
-    Evaluation,
-    GameBaselines,
-)
+from jowa.evaluation.scores import Evaluation, GameBaselines, protocol_gaps
 from jowa.files import write_atomically
 
 INLINE_FILM_BYTES = 3_000_000
@@ -113,23 +106,6 @@ def write_report(report: ReportInput, out_dir: str | Path) -> Path:
     write_atomically(out / "report.md", re.sub(r"\n{3,}", "\n\n", markdown).encode())
     write_atomically(out / "report.html", html.encode())
     return out / "report.html"
-
-
-def protocol_gaps(evaluation: Evaluation) -> list[str]:
-    """In words, where an evaluation departs from the protocol that published scores follow."""
-    settings, gaps = evaluation.settings, []
-    frames = settings.get("max_frames")
-    if frames is not None and frames != PROTOCOL_MAX_FRAMES:
-        gaps.append(f"episodes are cut at {frames:,} frames (protocol {PROTOCOL_MAX_FRAMES:,})")
-    fewest = min((len(game.scores) for game in evaluation.games.values()), default=0)
-    if fewest < PROTOCOL_EPISODES:
-        gaps.append(f"{fewest} episodes a game (protocol {PROTOCOL_EPISODES})")
-    for name, value in (("sticky", PROTOCOL_STICKY), ("epsilon", PROTOCOL_EPSILON)):
-        if settings.get(name, value) != value:
-            gaps.append(f"{name} is {settings[name]:g} (protocol {value:g})")
-    if not gaps and not evaluation.is_protocol:
-        gaps.append("its settings were not all recorded")
-    return gaps
 
 
 def headline(table: tables.ScoreTable) -> list[str]:
@@ -210,6 +186,8 @@ def _remarks(evaluations: Sequence[Evaluation], table: tables.ScoreTable) -> lis
         if any(flags):
             cut = f"the cap cut {sum(flags)} of {len(flags)} episodes."
             remarks.append(f"{evaluation.label}: {cut}")
+        if planner_note := evaluation.settings.get("note"):
+            remarks.append(f"{evaluation.label}: {planner_note}.")
     return remarks
 
 

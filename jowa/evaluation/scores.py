@@ -168,6 +168,23 @@ def is_protocol(settings: Mapping[str, Any]) -> bool:
     )
 
 
+def protocol_gaps(evaluation: Evaluation) -> list[str]:
+    """In words, where an evaluation departs from the protocol that published scores follow."""
+    settings, gaps = evaluation.settings, []
+    frames = settings.get("max_frames")
+    if frames is not None and frames != PROTOCOL_MAX_FRAMES:
+        gaps.append(f"episodes are cut at {frames:,} frames (protocol {PROTOCOL_MAX_FRAMES:,})")
+    fewest = min((len(game.scores) for game in evaluation.games.values()), default=0)
+    if fewest < PROTOCOL_EPISODES:
+        gaps.append(f"{fewest} episodes a game (protocol {PROTOCOL_EPISODES})")
+    for name, value in (("sticky", PROTOCOL_STICKY), ("epsilon", PROTOCOL_EPSILON)):
+        if settings.get(name, value) != value:
+            gaps.append(f"{name} is {settings[name]:g} (protocol {value:g})")
+    if not gaps and not evaluation.is_protocol:
+        gaps.append("its settings were not all recorded")
+    return gaps
+
+
 def make_settings(
     *,
     episodes: int,

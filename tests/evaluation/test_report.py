@@ -13,8 +13,14 @@ from matplotlib import image
 
 from jowa.errors import UserError
 from jowa.evaluation.plots import MAX_POINTS, Curve, plot_metric, read_curve, svg
-from jowa.evaluation.report import Comparison, ReportInput, protocol_gaps, write_report
-from jowa.evaluation.scores import Evaluation, GameBaselines, GameScores, make_settings
+from jowa.evaluation.report import Comparison, ReportInput, write_report
+from jowa.evaluation.scores import (
+    Evaluation,
+    GameBaselines,
+    GameScores,
+    make_settings,
+    protocol_gaps,
+)
 
 FULL = {"episodes": 16, "envs_per_game": 16, "max_frames": 108_000, "seed": 0}
 

@@ -1,0 +1,54 @@
+"""Which planner plays which game, where settings differ by game."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jowa.agent import PlannerConfig
+from jowa.errors import UserError
+from jowa.games import Game
+from jowa.models.world_action import WorldActionConfig
+
+# Layers and width of the published models, by which settings that were tuned for one are found.
+_SIZES = {(4, 512): "40m", (6, 768): "70m", (12, 768): "150m"}
+
+
+def planners(
+    planner: PlannerConfig, model: WorldActionConfig, games: Sequence[Game]
+) -> list[tuple[PlannerConfig, list[Game]]]:
+    """The games in groups that share one setting, each with its planner.
+
+    Raises UserError if `planner.per_game` says nothing of this model's size or of a game.
+    """
+    if not planner.per_game:
+        return [(planner, list(games))]
+    settings = planner.per_game.get(size_name(model))
+    if settings is None:
+        raise UserError(
+            f"this planner's settings were tuned for the models {', '.join(planner.per_game)}, "
+            f"and this one ({model.transformer.layers} layers of width {model.transformer.width}) "
+            f"is another: use planner=beam."
+        )
+    groups: dict[tuple[int, ...], list[Game]] = {}
+    for game in games:
+        if game.name not in settings:
+            raise UserError(
+                f"this planner has no setting for {game.name} (only for "
+                f"{', '.join(sorted(settings))}): use planner=beam."
+            )
+        groups.setdefault(tuple(settings[game.name]), []).append(game)
+    return [
+        (
+            dataclasses.replace(
+                planner, context=context, beam_width=beam_width, horizon=horizon, per_game={}
+            ),
+            group,
+        )
+        for (context, beam_width, horizon), group in groups.items()
+    ]
+
+
+def size_name(model: WorldActionConfig) -> str:
+    """The published name of a model's size, or "other"."""
+    return _SIZES.get((model.transformer.layers, model.transformer.width), "other")
