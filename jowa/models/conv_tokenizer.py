@@ -121,8 +121,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, W, H, H) to `factor` times H, each pixel repeated."""
-        # F.interpolate's gradient in bfloat16 is all zeros where torch.compile makes it for a
-        # CPU (torch 2.13); this one is a plain sum everywhere, and it keeps the layout.
+        # Not F.interpolate, whose gradient is lost (all zeros, torch 2.13) where torch.compile
+        # fuses it in bfloat16 for a CPU; this one's is a plain sum, and it keeps the layout.
         f, (N, W, H, _) = self.factor, x.shape
         grown = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(N, H, f, H, f, W)
         return self.conv(grown.reshape(N, H * f, H * f, W).permute(0, 3, 1, 2))

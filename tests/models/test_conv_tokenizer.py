@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
 from jowa.models import conv_tokenizer
-from jowa.models.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig, infer_config, to_signed
+from jowa.models.conv_tokenizer import (
+    ConvTokenizer,
+    ConvTokenizerConfig,
+    Upsample,
+    infer_config,
+    to_signed,
+)
 from jowa.models.lpips import LPIPS
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -100,6 +107,17 @@ def test_published_losses(released: ConvTokenizer) -> None:
     assert metrics["tokenizer/codes_in_batch"] == TENSORS["tok.tokens"].unique().numel()
     shown = TENSORS["tok.reconstruction"] - TENSORS["tok.images"] / 255
     close(metrics["tokenizer/l1"], shown.abs().mean())
+
+
+def test_pixels_are_repeated_as_nearest_neighbour_upsampling_does() -> None:
+    torch.manual_seed(0)
+    upsample, x = Upsample(4, 7), torch.randn(2, 4, 6, 6, requires_grad=True)
+    expected = upsample.conv(F.interpolate(x, scale_factor=7.0, mode="nearest"))
+    weight = torch.randn_like(expected)
+    actual = upsample(x)
+    torch.testing.assert_close(actual, expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_the_encoder_learns_as_if_nothing_were_quantised() -> None:
