@@ -115,6 +115,7 @@ def make_batch() -> Callable[..., Batch]:
             mask_padding=mask,
             games=torch.tensor([ids[b % 2] for b in range(B)]),
             imagined=torch.zeros(B, L, dtype=torch.bool),
+            keys=torch.arange(B),
         )
 
     return make

@@ -25,7 +25,8 @@ def make_agent(
 ) -> AgentMaker:
     tokenizer = make_tokenizer()
     batch = SegmentDataset(data).batch(np.array([0, 20]))
-    tokenizer.train().loss(batch.observations, batch.games, batch.mask_padding)
+    inputs = batch.observations, batch.games, batch.mask_padding, batch.keys
+    tokenizer.learn(tokenizer.train().loss(*inputs).statistics)
     model = make_model(scale=10.0, **ALL)
     model.set_codebook(tokenizer.codebook)
 

@@ -12,6 +12,7 @@ from jowa.errors import UserError
 Balance = Literal["games", "uniform"]
 
 _PARTS = 1_000_000  # reward fractions are counted in millionths, so that shares are exact
+_KEYS = 0x6B657973  # tells the keys' generators from those of the permutations
 
 
 class _Segments(Protocol):
@@ -107,6 +108,7 @@ class Sampler(Iterator[np.ndarray]):
         assert 0 <= rank < world_size
         self.step = 0
         self._batch_size = batch_size
+        self._seed = seed
         self._parts = round(reward_fraction * _PARTS)
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
@@ -145,6 +147,12 @@ class Sampler(Iterator[np.ndarray]):
                 phase = number * _PARTS // num_groups
                 out[offset::num_groups] = group.draw(start, stop, self._parts, phase)
         return out
+
+    def keys(self) -> np.ndarray:
+        """(batch_size // world_size,) int64 keys of the segments that come next, for what is drawn
+        by chance for each; a rank's share of the step's keys, like the segments."""
+        rng = np.random.default_rng([self._seed, self.step, _KEYS])
+        return rng.integers(2**62, size=self._batch_size)[self._mine]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and identity, ready for JSON; independent of rank and world size."""

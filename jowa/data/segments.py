@@ -35,6 +35,7 @@ class Batch:
         mask_padding: (B, L) bool, true on real steps.
         games: (B,) int64 ids.
         imagined: (B, L) bool, true on steps that a world model dreamt.
+        keys: (B,) int64, from which follows what is drawn by chance for a segment.
     """
 
     observations: Tensor
@@ -44,6 +45,7 @@ class Batch:
     mask_padding: Tensor
     games: Tensor
     imagined: Tensor
+    keys: Tensor
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -143,8 +145,8 @@ class SegmentDataset:
     def num_segments(self) -> int:
         return len(self._start)
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        """The segments `indices` (B,) as one batch of CPU tensors."""
+    def batch(self, indices: np.ndarray, keys: np.ndarray | None = None) -> Batch:
+        """The segments `indices` (B,) as one batch of CPU tensors, with their keys (B,)."""
         start, count = self._start[indices], self.segment_steps[indices]
         step = np.arange(self.length)
         if self.pad == "left":
@@ -166,6 +168,7 @@ class SegmentDataset:
             mask_padding=torch.from_numpy(mask),
             games=torch.from_numpy(self.segment_game[indices]),
             imagined=torch.zeros(mask.shape, dtype=torch.bool),
+            keys=torch.from_numpy(indices if keys is None else keys),
         )
 
     def _read_tokens(self, rows: np.ndarray, mask: np.ndarray, files: np.ndarray) -> Tensor:

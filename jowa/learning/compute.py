@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from jowa.errors import UserError
+from jowa.learning.distributed import ALONE, Processes, join, local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,10 +28,11 @@ class ComputeConfig:
 
 @dataclass(frozen=True)
 class Compute:
-    """The resolved device and autocast dtype (float32 means no autocast)."""
+    """The resolved device, autocast dtype (float32 means no autocast) and place in the job."""
 
     device: torch.device
     dtype: torch.dtype
+    processes: Processes = ALONE
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; weights stay float32."""
@@ -52,13 +54,17 @@ def resolve(config: ComputeConfig) -> Compute:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if name == "cuda":
+        device = torch.device("cuda", local_rank())
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UserError(f"compute.dtype is {config.dtype!r}: use auto, float32 or bfloat16.")
     dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // on_host))
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
-    return Compute(device, dtype)
+        torch.cuda.set_device(device)
+    return Compute(device, dtype, join(device))
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:

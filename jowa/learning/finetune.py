@@ -48,7 +48,8 @@ def finetune(config: FinetuneConfig) -> Path:
     set_perceptual(tokenizer, config.perceptual)
     if like is not None and not config.from_scratch:
         copy_task_embedding(model, like, game)
-    run = open_run(config.run, config)
+    processes = compute.processes
+    run = processes.in_turn(lambda: open_run(config.run, config))
     sample = picture_batch(files).to(compute.device)
     trainer = Trainer(
         run,
@@ -72,7 +73,9 @@ def finetune(config: FinetuneConfig) -> Path:
     if not trainer.finished("finetune"):
         objective = Objective(tokenizer, model, config.training.losses)
         dataset = dataset_of(files, config.training)
-        trainer.train(make_phase("finetune", config.training, objective, dataset, config.seed))
+        trainer.train(
+            make_phase("finetune", config.training, objective, dataset, config.seed, processes)
+        )
     return run
 
 

@@ -1,7 +1,8 @@
 """Losses as pure functions of tensors and a mask (JOWA paper, section 3 and appendix).
 
 B segments, L steps, K = 36 tokens a frame, A = 18 actions, Z atoms, Q ensemble members.
-Means are taken over `mask`ed elements of the batch.
+Means are taken over masked elements of the batch, or, where a `count` is given, are the sums over
+masked elements divided by it: a process that holds a part of a batch gives the whole batch's.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def world_model_losses(
     ends: Tensor,
     mask_padding: Tensor,
     reward_weight: float = 1.0,
+    token_count: Tensor | None = None,
+    step_count: Tensor | None = None,
 ) -> WorldModelLosses:
     """Cross-entropies of next tokens, of sign(reward) and of ends.
 
@@ -47,17 +50,20 @@ def world_model_losses(
     is not zero (1.0 in the published algorithm).
     """
     tokens = next_token_targets(obs_tokens, mask_padding)
-    observation = F.cross_entropy(
-        observation_logits.flatten(0, 1), tokens.flatten(), ignore_index=IGNORE
+    observation_error = F.cross_entropy(
+        observation_logits.flatten(0, 1), tokens.flatten(), ignore_index=IGNORE, reduction="sum"
     )
+    tokens_in_all = (tokens != IGNORE).sum() if token_count is None else token_count
+    observation = observation_error / tokens_in_all.clamp(min=1)
     classes = rewards.sign().long() + 1
     weights = reward_logits.new_tensor([reward_weight, 1.0, reward_weight])
     reward_error = F.cross_entropy(
         reward_logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="none"
     )
-    reward = masked_mean(reward_error, mask_padding.flatten())
+    reward = masked_mean(reward_error, mask_padding.flatten(), step_count)
     end_error = F.cross_entropy(end_logits.flatten(0, 1), ends.long().flatten(), reduction="none")
-    return WorldModelLosses(observation, reward, masked_mean(end_error, mask_padding.flatten()))
+    end = masked_mean(end_error, mask_padding.flatten(), step_count)
+    return WorldModelLosses(observation, reward, end)
 
 
 class Targets(NamedTuple):
@@ -78,12 +84,10 @@ def n_step_targets(
     inputs (B, L).
     """
     B, L = rewards.shape
-    real_next = torch.zeros_like(mask_padding)
-    real_next[:, :-1] = mask_padding[:, :-1] & mask_padding[:, 1:]
+    real_next = has_next(mask_padding)
     step = torch.arange(L, device=rewards.device).expand(B, L)
     returns, discounts, bootstrap = torch.zeros_like(rewards), torch.ones_like(rewards), step
-    going = (real_next | ends) & mask_padding
-    rows = going
+    rows = going = target_rows(ends, mask_padding)
     for _ in range(n):
         here = bootstrap.clamp(max=L - 1)
         returns = returns + going * discounts * rewards.gather(1, here)
@@ -93,6 +97,16 @@ def n_step_targets(
         here = bootstrap.clamp(max=L - 1)
         going = going & ~ended & (real_next | ends).gather(1, here)
     return Targets(returns, discounts, bootstrap.clamp(max=L - 1), rows)
+
+
+def has_next(mask_padding: Tensor) -> Tensor:
+    """(B, L) bool: real steps that a real step follows, from the mask (B, L)."""
+    return mask_padding & F.pad(mask_padding[:, 1:], (0, 1), value=False)
+
+
+def target_rows(ends: Tensor, mask_padding: Tensor) -> Tensor:
+    """(B, L) bool: the steps that have a TD target."""
+    return (has_next(mask_padding) | ends) & mask_padding
 
 
 def project(returns: Tensor, discounts: Tensor, probs: Tensor, support: Tensor) -> Tensor:
@@ -119,6 +133,7 @@ def td_loss(
     targets: Targets,
     legal: Tensor,
     support: Tensor,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Distributional TD error, mean over rows of cross-entropy to the projected target.
 
@@ -132,11 +147,16 @@ def td_loss(
         index = targets.bootstrap.unsqueeze(-1).expand(-1, L, Z)
         target = project(targets.returns, targets.discounts, best_probs.gather(1, index), support)
     error = -(target * (pick(probs, actions) + 1e-8).log()).sum(-1)
-    return masked_mean(error, targets.rows)
+    return masked_mean(error, targets.rows, count)
 
 
 def squared_td_loss(
-    values: Tensor, target_values: Tensor, actions: Tensor, targets: Targets, legal: Tensor
+    values: Tensor,
+    target_values: Tensor,
+    actions: Tensor,
+    targets: Targets,
+    legal: Tensor,
+    count: Tensor | None = None,
 ) -> Tensor:
     """TD error of expected returns, half the mean square over rows.
 
@@ -146,11 +166,17 @@ def squared_td_loss(
         best = target_values.masked_fill(~legal.unsqueeze(1), -torch.inf).amax(-1)
         target = targets.returns + targets.discounts * best.gather(1, targets.bootstrap)
     chosen = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return 0.5 * masked_mean((chosen - target).square(), targets.rows)
+    return 0.5 * masked_mean((chosen - target).square(), targets.rows, count)
 
 
 def cql_penalty(
-    values: Tensor, actions: Tensor, mask: Tensor, in_data_mask: Tensor, temperature: float = 1.0
+    values: Tensor,
+    actions: Tensor,
+    mask: Tensor,
+    in_data_mask: Tensor,
+    temperature: float = 1.0,
+    count: Tensor | None = None,
+    in_data_count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean soft maximum over all actions, and mean value of the actions taken.
 
@@ -160,7 +186,10 @@ def cql_penalty(
     """
     everywhere = temperature * (values / temperature).logsumexp(-1)
     in_data = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    return masked_mean(everywhere, mask), masked_mean(in_data, in_data_mask)
+    return (
+        masked_mean(everywhere, mask, count),
+        masked_mean(in_data, in_data_mask, in_data_count),
+    )
 
 
 def pick(probs: Tensor, actions: Tensor) -> Tensor:
@@ -169,6 +198,7 @@ def pick(probs: Tensor, actions: Tensor) -> Tensor:
     return probs.gather(-2, index).squeeze(-2)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where mask is true; 0 if it is nowhere."""
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+def masked_mean(x: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of x where mask is true, 0 if it is nowhere; or the sum there divided by `count`."""
+    items = mask.sum() if count is None else count
+    return torch.where(mask, x, 0.0).sum() / items.clamp(min=1)

@@ -19,9 +19,13 @@ class Monitor:
 
     `metrics.jsonl` has a line a logged step: step, phase, seconds and every scalar. Lines and
     events past the step a run resumes from are dropped, so that curves hold each step once.
+    `shown` is false in all processes of a job but the first: those write nothing.
     """
 
-    def __init__(self, run: Path, resumed_step: int) -> None:
+    def __init__(self, run: Path, resumed_step: int, shown: bool = True) -> None:
+        self._shown = shown
+        if not shown:
+            return
         self._pictures = run / "images"
         self._pictures.mkdir(parents=True, exist_ok=True)
         self._path = run / "metrics.jsonl"
@@ -37,6 +41,8 @@ class Monitor:
 
     def scalars(self, step: int, phase: str, seconds: float, values: dict[str, float]) -> None:
         """Logs values; names with a slash, such as `loss/total`, group them in TensorBoard."""
+        if not self._shown:
+            return
         line = {"step": step, "phase": phase, "seconds": round(seconds, 3), **values}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
@@ -45,6 +51,7 @@ class Monitor:
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a grey picture (H, W) uint8 and keeps the newest as `images/NAME.png`."""
+        assert self._shown, "only the first process makes pictures"
         self._board.add_image(name, image, step, dataformats="HW")
         Image.fromarray(image).save(self._pictures / f"{name}.png")
 
@@ -57,8 +64,9 @@ class Monitor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._lines.close()
-        self._board.close()
+        if self._shown:
+            self._lines.close()
+            self._board.close()
 
 
 def _is_up_to(line: str, step: int) -> bool:
@@ -69,13 +77,14 @@ def _is_up_to(line: str, step: int) -> bool:
         return False
 
 
-def progress_bar(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
+def progress_bar(title: str, total: int, unit: str, done: int = 0, shown: bool = True) -> tqdm[Any]:
     """A bar with rate and time left; a line every 15 seconds where no terminal is attached."""
     return tqdm(
         desc=title,
         total=total,
         initial=done,
         unit=unit,
+        disable=not shown,
         delay=0.2,  # a command that is refused at once shows no bar
         mininterval=0.2 if sys.stderr.isatty() else 15.0,
         dynamic_ncols=True,

@@ -7,6 +7,7 @@ world model and Q on tokens of the frozen tokenizer (stage 2); everything (fine-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,33 @@ from jowa.learning.losses import (
     n_step_targets,
     next_token_targets,
     squared_td_loss,
+    target_rows,
     td_loss,
     world_model_losses,
 )
-from jowa.models.tokenizer import Tokenizer
-from jowa.models.world_action import Output, WorldActionConfig, WorldActionModel
+from jowa.models.tokenizer import CodeStatistics, Tokenizer
+from jowa.models.world_action import FRAME_TOKENS, Output, WorldActionConfig, WorldActionModel
 
 Metrics = dict[str, Tensor]
+
+
+class Counts(NamedTuple):
+    """How many elements each mean of the losses is taken over."""
+
+    items: Tensor  # of the tokenizer's loss
+    tokens: Tensor  # next-token targets
+    model_steps: Tensor  # steps that train rewards and ends
+    steps: Tensor  # real steps
+    rows: Tensor  # steps with a TD target
+    data_steps: Tensor  # steps whose action's value the penalty raises
+
+
+class StepLoss(NamedTuple):
+    """What one training step computes from a batch."""
+
+    loss: Tensor
+    metrics: Metrics
+    statistics: CodeStatistics | None  # for `Tokenizer.learn`, after the step
 
 
 @dataclass
@@ -62,22 +83,59 @@ class Objective(nn.Module):
         self.tokenizer, self.model, self.config = tokenizer, model, config
         assert model is not None or not (config.world_model or config.q)
 
-    def forward(self, batch: Batch, detailed: bool = False) -> tuple[Tensor, Metrics]:
-        """The loss and its terms; `detailed` adds accuracies, which cost some time."""
-        total: Tensor | float = 0.0
+    def freeze_unused(self) -> None:
+        """Leaves trainable only what this phase's losses reach.
+
+        Data parallelism waits for every trainable parameter's gradient, and an optimiser keeps
+        state for each.
+        """
+        self.tokenizer.requires_grad_(self.config.tokenizer > 0)
+        if self.model is not None:
+            world = bool(self.config.world_model)
+            q = bool(self.config.q)
+            self.model.requires_grad_(world or (q and not self.config.detach_q))
+            self.model.freeze_heads(world=world, q=q)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """How much the batch holds of what its losses' means are taken over, as `Counts`, stacked.
+
+        Averaged over processes that each hold a share of a batch and given to `forward`, it makes
+        the mean of their gradients the gradient of the whole batch.
+        """
+        mask = batch.mask_padding
+        real = mask & ~batch.imagined
+        counts = Counts(
+            items=self.tokenizer.count(mask),
+            tokens=real.sum() * FRAME_TOKENS - real[:, 0].sum(),
+            model_steps=real.sum(),
+            steps=mask.sum(),
+            rows=target_rows(batch.ends, mask).sum(),
+            data_steps=self._in_data(batch).sum(),
+        )
+        return torch.stack(counts).float()
+
+    def forward(
+        self, batch: Batch, counts: Tensor | None = None, detailed: bool = False
+    ) -> StepLoss:
+        """The loss, its terms and the codebook's statistics; `detailed` adds accuracies, which
+        cost some time."""
+        by_name = Counts(*(self.counts(batch) if counts is None else counts).unbind())
+        total = torch.zeros((), device=batch.actions.device)
         metrics: Metrics = {}
+        statistics = None
         if self.config.tokenizer:
-            loss, metrics = self.tokenizer.loss(batch.observations, batch.games, batch.mask_padding)
-            total = self.config.tokenizer * loss
+            loss, metrics, statistics = self.tokenizer.loss(
+                batch.observations, batch.games, batch.mask_padding, batch.keys, by_name.items
+            )
+            total = total + self.config.tokenizer * loss
         if self.model is not None and (self.config.world_model or self.config.q):
-            loss, model_metrics = self._model_losses(self.model, batch, detailed)
+            loss, model_metrics = self._model_losses(self.model, batch, by_name, detailed)
             total = total + loss
             metrics |= model_metrics
-        assert isinstance(total, Tensor), "a phase has at least one loss"
-        return total, metrics | {"loss/total": total.detach()}
+        return StepLoss(total, metrics | {"loss/total": total.detach()}, statistics)
 
     def _model_losses(
-        self, model: WorldActionModel, batch: Batch, detailed: bool
+        self, model: WorldActionModel, batch: Batch, counts: Counts, detailed: bool
     ) -> tuple[Tensor, Metrics]:
         tokens = self._tokens(model, batch)
         output = model(
@@ -91,10 +149,10 @@ class Objective(nn.Module):
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
         if self.config.world_model:
-            loss, part = self._world_model(output, tokens, batch, detailed)
+            loss, part = self._world_model(output, tokens, batch, counts, detailed)
             total, metrics = total + self.config.world_model * loss, metrics | part
         if self.config.q:
-            loss, part = self._q(model, output, batch, detailed)
+            loss, part = self._q(model, output, batch, counts, detailed)
             total, metrics = total + self.config.q * loss, metrics | part
         return total, metrics
 
@@ -109,7 +167,7 @@ class Objective(nn.Module):
         return self.tokenizer.encode(frames, batch.games.repeat_interleave(L)).view(B, L, -1)
 
     def _world_model(
-        self, output: Output, tokens: Tensor, batch: Batch, detailed: bool
+        self, output: Output, tokens: Tensor, batch: Batch, counts: Counts, detailed: bool
     ) -> tuple[Tensor, Metrics]:
         assert output.observation_logits is not None
         assert output.reward_logits is not None and output.end_logits is not None
@@ -122,6 +180,8 @@ class Objective(nn.Module):
             batch.ends,
             batch.mask_padding & ~batch.imagined,
             self.config.reward_weight,
+            counts.tokens,
+            counts.model_steps,
         )
         metrics = {f"world_model/{k}": v.detach() for k, v in losses._asdict().items()}
         if detailed:
@@ -129,7 +189,12 @@ class Objective(nn.Module):
         return losses.observation + losses.reward + losses.end, metrics
 
     def _q(
-        self, model: WorldActionModel, output: Output, batch: Batch, detailed: bool
+        self,
+        model: WorldActionModel,
+        output: Output,
+        batch: Batch,
+        counts: Counts,
+        detailed: bool,
     ) -> tuple[Tensor, Metrics]:
         assert output.q_logits is not None and output.target_q_logits is not None
         members = self._member_weights(output.q_logits) if self.config.rem else None
@@ -140,27 +205,38 @@ class Objective(nn.Module):
         if model.config.distributional:
             probs = model.probabilities(output.q_logits, members)
             target_probs = model.probabilities(output.target_q_logits, members)
-            td = td_loss(probs, target_probs, batch.actions, targets, legal, model.support)
+            td = td_loss(
+                probs, target_probs, batch.actions, targets, legal, model.support, counts.rows
+            )
             values = (probs * model.support).sum(-1)
         else:
             values = model.values(output.q_logits, members)
             target_values = model.values(output.target_q_logits, members)
-            td = squared_td_loss(values, target_values, batch.actions, targets, legal)
-        penalty, metrics = self._penalty(values, batch)
+            td = squared_td_loss(values, target_values, batch.actions, targets, legal, counts.rows)
+        penalty, metrics = self._penalty(values, batch, counts)
         if detailed:
             best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
             agree = (best == batch.actions)[batch.mask_padding].float().mean()
             metrics["q/greedy_is_data_action"] = agree
         return td + penalty, {"q/td": td.detach(), **metrics}
 
-    def _penalty(self, values: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    def _in_data(self, batch: Batch) -> Tensor:
+        """(B, L) bool: steps whose action's value the penalty raises."""
+        combo = self.config.penalty == "combo"
+        return batch.mask_padding & ~batch.imagined if combo else batch.mask_padding
+
+    def _penalty(self, values: Tensor, batch: Batch, counts: Counts) -> tuple[Tensor, Metrics]:
         """The weighted penalty on values (B, L, A) of actions that were not taken."""
         if self.config.penalty == "none":
             return values.new_zeros(()), {}
-        real = batch.mask_padding
-        in_data_mask = real & ~batch.imagined if self.config.penalty == "combo" else real
         everywhere, in_data = cql_penalty(
-            values, batch.actions, real, in_data_mask, self.config.cql_temperature
+            values,
+            batch.actions,
+            batch.mask_padding,
+            self._in_data(batch),
+            self.config.cql_temperature,
+            counts.steps,
+            counts.data_steps,
         )
         penalty = self.config.cql_weight * (everywhere - in_data)
         return penalty, {

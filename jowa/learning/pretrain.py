@@ -43,7 +43,8 @@ def pretrain(config: PretrainConfig) -> Path:
         folder = checkpoints.find(config.tokenizer_from)
         saved = checkpoints.load(folder, ("tokenizer",))
         checkpoints.fill(tokenizer, saved.tensors["tokenizer"], f"the tokenizer of {folder}")
-    run = open_run(config.run, config)
+    processes = compute.processes
+    run = processes.in_turn(lambda: open_run(config.run, config))
     model = WorldActionModel(config.model)
     model.set_codebook(tokenizer.codebook)
     sample = picture_batch(files).to(compute.device)
@@ -69,13 +70,17 @@ def pretrain(config: PretrainConfig) -> Path:
     if not trainer.finished("stage1"):
         objective = Objective(tokenizer, model, config.stage1.losses)
         dataset = dataset_of(files, config.stage1)
-        trainer.train(make_phase("stage1", config.stage1, objective, dataset, config.seed))
+        trainer.train(
+            make_phase("stage1", config.stage1, objective, dataset, config.seed, processes)
+        )
     if not trainer.finished("stage2"):
         freeze(tokenizer, model)
-        tokens = encode(tokenizer, files, config.data.root)
+        tokens = encode(tokenizer, files, config.data.root, processes)
         objective = Objective(tokenizer, model, config.stage2.losses)
         dataset = dataset_of(files, config.stage2, tokens)
-        trainer.train(make_phase("stage2", config.stage2, objective, dataset, config.seed))
+        trainer.train(
+            make_phase("stage2", config.stage2, objective, dataset, config.seed, processes)
+        )
     return run
 
 

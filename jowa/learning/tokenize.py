@@ -14,6 +14,7 @@ from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
 from jowa.errors import UserError
 from jowa.learning.compute import resolve
+from jowa.learning.distributed import Processes
 from jowa.learning.monitor import progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
@@ -33,7 +34,7 @@ def tokenize(config: TokenizeConfig) -> Path:
     tokenizer = build_tokenizer(config.tokenizer)
     set_backgrounds(tokenizer, files)
     set_perceptual(tokenizer, config.perceptual)
-    run = open_run(config.run, config)
+    run = compute.processes.in_turn(lambda: open_run(config.run, config))
     sample = picture_batch(files).to(compute.device)
     trainer = Trainer(
         run,
@@ -53,8 +54,12 @@ def tokenize(config: TokenizeConfig) -> Path:
     if not trainer.finished("tokenizer"):
         dataset = dataset_of(files, config.training)
         objective = Objective(tokenizer, None, config.training.losses)
-        trainer.train(make_phase("tokenizer", config.training, objective, dataset, config.seed))
-    encode(tokenizer, files, config.data.root)
+        trainer.train(
+            make_phase(
+                "tokenizer", config.training, objective, dataset, config.seed, compute.processes
+            )
+        )
+    encode(tokenizer, files, config.data.root, compute.processes)
     return run
 
 
@@ -75,10 +80,22 @@ def dataset_of(
 
 
 def make_phase(
-    name: str, config: PhaseConfig, objective: Objective, dataset: SegmentDataset, seed: int
+    name: str,
+    config: PhaseConfig,
+    objective: Objective,
+    dataset: SegmentDataset,
+    seed: int,
+    processes: Processes,
 ) -> Phase:
-    """A phase for the trainer from its configuration."""
-    sampler = Sampler(dataset, config.batch_size, seed=seed, reward_fraction=config.reward_fraction)
+    """A phase for the trainer from its configuration, with this process's share of the data."""
+    sampler = Sampler(
+        dataset,
+        config.batch_size,
+        seed=seed,
+        reward_fraction=config.reward_fraction,
+        rank=processes.rank,
+        world_size=processes.size,
+    )
     return Phase(
         name,
         config.steps,
@@ -90,21 +107,27 @@ def make_phase(
     )
 
 
-def encode(tokenizer: Tokenizer, files: list[EpisodeFile], root: str) -> list[np.ndarray]:
-    """Tokens (N, 36) of every file by this tokenizer, made once and kept beside the data."""
+def encode(
+    tokenizer: Tokenizer, files: list[EpisodeFile], root: str, processes: Processes
+) -> list[np.ndarray]:
+    """Tokens (N, 36) of every file by this tokenizer, made once and kept beside the data.
+
+    Each process encodes files of its own, and all read them in the end.
+    """
     tokenizer.eval()
-    total = sum(file.num_transitions for file in files)
-    with progress_bar("encoding", total, "frame") as bar:
-        seen = dict.fromkeys((file.game.name for file in files), 0)
+    fingerprint, folder = tokenizer.fingerprint(), Path(root) / "tokens"
+    mine = files[processes.rank :: processes.size]
+    total = sum(file.num_transitions for file in mine)
+    with progress_bar("encoding", total, "frame", shown=processes.first) as bar:
+        seen = dict.fromkeys((file.game.name for file in mine), 0)
 
         def advance(game: str, done: int, _: int) -> None:
             bar.update(done - seen[game])
             seen[game] = done
 
-        folder = Path(root) / "tokens"
-        return encode_store(
-            files, tokenizer.encode_frames, tokenizer.fingerprint(), folder, advance
-        )
+        encode_store(mine, tokenizer.encode_frames, fingerprint, folder, advance)
+    processes.wait()
+    return encode_store(files, tokenizer.encode_frames, fingerprint, folder)
 
 
 def picture_batch(files: list[EpisodeFile], most: int = 4) -> Batch:

@@ -23,13 +23,9 @@ from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
 from jowa.learning.monitor import Monitor, progress_bar
-from jowa.learning.objective import Objective
-from jowa.learning.optim import (
-    OptimizerConfig,
-    build_optimizer,
-    clip_gradients,
-    set_learning_rate,
-)
+from jowa.learning.objective import Metrics, Objective
+from jowa.learning.optim import OptimizerConfig, build_optimizer
+from jowa.learning.step import Guard, Step
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 
@@ -96,6 +92,7 @@ class Trainer:
         compile: bool = False,
     ) -> None:
         self.run, self.compute, self.log, self.facts = run, compute, log, facts
+        self.processes = compute.processes
         self.tokenizer, self.model = tokenizer.to(compute.device), model
         if model is not None:
             model.to(compute.device)
@@ -123,22 +120,37 @@ class Trainer:
         if phase.steps == 0:
             self.position.done.append(phase.name)
             return
-        optimizer = build_optimizer(phase.objective, phase.optimizer)
+        phase.objective.freeze_unused()
         names: dict[Tensor, str] = {p: name for name, p in phase.objective.named_parameters()}
-        self._begin(phase, optimizer, names)
+        step = Step(
+            phase.objective,
+            build_optimizer(phase.objective, phase.optimizer),
+            phase.optimizer,
+            self.compute,
+            phase.steps,
+            phase.target_update_every,
+            self.compile,
+        )
+        self._begin(phase, step, names)
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        bar = progress_bar(phase.name, phase.steps, "step", self.position.phase_step)
+        bar = progress_bar(
+            phase.name, phase.steps, "step", self.position.phase_step, self.processes.first
+        )
         try:
-            with bar, Monitor(self.run, self.position.step) as monitor:
-                self._loop(phase, optimizer, names, monitor, bar.update)
+            with bar, Monitor(self.run, self.position.step, self.processes.first) as monitor:
+                self._loop(phase, step, names, monitor, bar.update)
+        except RuntimeError as error:
+            self.processes.explain(error)
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _begin(
-        self, phase: Phase, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
-    ) -> None:
+    def _begin(self, phase: Phase, step: Step, names: dict[Tensor, str]) -> None:
         """Puts random state, optimiser and sampler where the phase starts or goes on."""
+        seed = self.seed * 1_000_003 + len(self.position.done)
+        # Processes draw dropout masks of their own.
+        torch.manual_seed(seed + (self.processes.rank << 40))
         if self._resume is not None and self.position.phase == phase.name:
             training = self._resume.tensors.get(TRAINING)
             if training is None:
@@ -146,113 +158,122 @@ class Trainer:
                     f"{self.run} cannot go on: its checkpoint of step {self.position.step} holds "
                     f"no state of the optimiser; start a new run=... from it."
                 )
-            checkpoints.fill_optimizer(optimizer, training, names)
+            checkpoints.fill_optimizer(step.optimizer, training, names)
             phase.sampler.load_state_dict(self._resume.state["sampler"])
-            torch.set_rng_state(training["rng/cpu"])
-            if self.compute.device.type == "cuda":
-                torch.cuda.set_rng_state(training["rng/cuda"])
+            step.guard.restore(training)
+            # A run that goes on with more processes than it had gives the new ones fresh states.
+            if (own := training.get(f"rng/cpu/{self.processes.rank}")) is not None:
+                torch.set_rng_state(own)
+            if (own := training.get(f"rng/cuda/{self.processes.rank}")) is not None:
+                torch.cuda.set_rng_state(own)
         else:
             self.position.phase, self.position.phase_step = phase.name, 0
-            torch.manual_seed(self.seed * 1_000_003 + len(self.position.done))
         self._resume = None
 
     def _loop(
         self,
         phase: Phase,
-        optimizer: torch.optim.AdamW,
+        step: Step,
         names: dict[Tensor, str],
         monitor: Monitor,
         advance: Callable[[int], object],
     ) -> None:
         at, log, clock = self.position, self.log, _Clock(self.position.step)
         phase.objective.train()
-        forward = torch.compile(phase.objective) if self.compile else phase.objective
         while at.phase_step < phase.steps:
-            batch = clock.time_data(lambda: phase.dataset.batch(next(phase.sampler)))
-            batch = batch.to(self.compute.device)
+            batch = clock.time_data(lambda: read(phase)).to(self.compute.device)
             detailed = at.phase_step % log.details == 0
-            metrics = self._step(phase, optimizer, forward, batch, detailed)
+            metrics = step(batch, at.phase_step, detailed)
+            at.step, at.phase_step = at.step + 1, at.phase_step + 1
             advance(1)
             last = at.phase_step == phase.steps
             if detailed or last or at.phase_step % log.scalars == 0:
-                # A share of nothing, as of rewards in a batch without any, is left out.
-                values = {name: float(value) for name, value in metrics.items()}
-                values = {name: value for name, value in values.items() if math.isfinite(value)}
-                values |= {f"rate/{g['owner']}": g["lr"] for g in optimizer.param_groups}
+                self._check(phase, step.guard)
+                values = self._values(metrics)
+                values |= {f"rate/{g['owner']}": g["lr"] for g in step.optimizer.param_groups}
                 elapsed, speeds = clock.read(at.step, batch)
                 at.seconds += elapsed
                 monitor.scalars(at.step, phase.name, at.seconds, values | speeds)
-            if last or at.phase_step % log.pictures == 0:
+            if self.processes.first and (last or at.phase_step % log.pictures == 0):
                 for name, image in self.pictures().items():
                     monitor.picture(at.step, name, image)
             if last:
                 at.done.append(phase.name)
-            if last or self._stop or at.phase_step % log.checkpoint == 0:
-                self._save(optimizer, names, phase.sampler)
-                if self._stop:
+            stop = self._stops()
+            if last or stop or at.phase_step % log.checkpoint == 0:
+                self._check(phase, step.guard)
+                self._save(step, names, phase.sampler)
+                if stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
 
-    def _step(
-        self,
-        phase: Phase,
-        optimizer: torch.optim.AdamW,
-        forward: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-        batch: Batch,
-        detailed: bool,
-    ) -> dict[str, Tensor]:
-        """One update, and of the target head when it is due; returns the metrics."""
-        at = self.position
-        set_learning_rate(optimizer, phase.optimizer, at.phase_step, phase.steps)
+    def _values(self, metrics: Metrics) -> dict[str, float]:
+        """Metrics over all processes; a share of nothing, as of rewards in a batch without any,
+        is left out."""
+        stacked = torch.stack([value.float() for value in metrics.values()])
+        values = self.processes.average(stacked).tolist()
+        return {k: v for k, v in zip(metrics, values, strict=True) if math.isfinite(v)}
+
+    def _stops(self) -> bool:
+        """Whether any process was asked to stop; asked together, so that all stop at one step."""
+        together = self.processes.size == 1 or self.position.phase_step % self.log.scalars == 0
+        return together and self.processes.any(self._stop, self.compute.device)
+
+    def _check(self, phase: Phase, guard: Guard) -> None:
+        """Raises UserError, with the batch saved, if a loss or gradient was not finite."""
+        number = int(guard.bad_step)
+        if number < 0:
+            return
+        phase.sampler.step += number - self.position.phase_step
+        batch = read(phase)
+        step = self.position.step - self.position.phase_step + number
+        path = self.run / f"bad_batch_step_{step:08d}_rank_{self.processes.rank}.safetensors"
+        save_file({name: t.contiguous() for name, t in vars(batch).items()}, path)
+        phase.objective.zero_grad()
         with self.compute.autocast():
-            loss, metrics = forward(batch, detailed=detailed)
+            loss, metrics, _ = phase.objective(batch.to(self.compute.device))
         loss.backward()
-        norms = clip_gradients(optimizer, phase.optimizer)
-        if not torch.isfinite(torch.stack(list(norms.values()))).all():
-            self._refuse(batch, metrics, norms)
-        optimizer.step()
-        optimizer.zero_grad()
-        at.step, at.phase_step = at.step + 1, at.phase_step + 1
-        if phase.target_update_every and at.phase_step % phase.target_update_every == 0:
-            assert self.model is not None
-            self.model.update_target()
-        return metrics | {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
-
-    def _save(
-        self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], sampler: Sampler
-    ) -> None:
-        training = checkpoints.optimizer_tensors(optimizer, names)
-        training["rng/cpu"] = torch.get_rng_state()
-        if self.compute.device.type == "cuda":
-            training["rng/cuda"] = torch.cuda.get_rng_state()
-        tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
-        if self.model is not None:
-            tensors["model"] = self.model.state_dict()
-        state = {
-            **self.facts,
-            "position": vars(self.position),
-            "sampler": sampler.state_dict(),
-            "versions": checkpoints.versions(),
-        }
-        checkpoints.save(self.run, Checkpoint(self.position.step, state, tensors), self.log.keep)
-
-    def _refuse(self, batch: Batch, metrics: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
-        """Stops before the optimiser step when loss or gradient is not finite."""
-        path = self.run / f"bad_batch_step_{self.position.step:08d}.safetensors"
-        save_file({name: t.cpu().contiguous() for name, t in vars(batch).items()}, path)
-        wrong = [
-            name
-            for name, value in metrics.items()
-            if not name.startswith("accuracy/") and not torch.isfinite(value).all()
-        ]
-        shown = " and ".join(f"{float(norm)} ({owner})" for owner, norm in norms.items())
+        wrong = [name for name, value in metrics.items() if not value.isfinite().all()]
+        wrong += [
+            f"the gradient of {name}"
+            for name, parameter in phase.objective.named_parameters()
+            if parameter.grad is not None and not parameter.grad.isfinite().all()
+        ][:3]
         raise UserError(
-            f"the gradient's norm is {shown} at step {self.position.step} (not finite: "
-            f"{', '.join(wrong) or 'no loss term'}); the weights are those of the last checkpoint, "
-            f"the batch is in {path}: lower the learning rate or use compute.dtype=float32."
+            f"step {step} gave numbers that are not finite "
+            f"({', '.join(wrong) or 'but not when done again'}); nothing was learned from it, the "
+            f"checkpoint before it is untouched, and the batch is in {path}: lower the learning "
+            f"rate or use compute.dtype=float32."
         )
+
+    def _save(self, step: Step, names: dict[Tensor, str], sampler: Sampler) -> None:
+        random = {"cpu": self.processes.gather(torch.get_rng_state())}
+        if self.compute.device.type == "cuda":
+            random["cuda"] = self.processes.gather(torch.cuda.get_rng_state())
+        if self.processes.first:
+            training = checkpoints.optimizer_tensors(step.optimizer, names) | step.guard.state()
+            for kind, states in random.items():
+                training |= {f"rng/{kind}/{rank}": state for rank, state in enumerate(states)}
+            tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
+            if self.model is not None:
+                tensors["model"] = self.model.state_dict()
+            state = {
+                **self.facts,
+                "position": vars(self.position),
+                "sampler": sampler.state_dict(),
+                "versions": checkpoints.versions(),
+            }
+            saved = Checkpoint(self.position.step, state, tensors)
+            checkpoints.save(self.run, saved, self.log.keep)
+        self.processes.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+
+
+def read(phase: Phase) -> Batch:
+    """This process's share of the phase's next batch."""
+    keys = phase.sampler.keys()
+    return phase.dataset.batch(next(phase.sampler), keys)
 
 
 class _Clock:

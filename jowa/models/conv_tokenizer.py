@@ -16,8 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jowa.models.chance import uniform
 from jowa.models.lpips import LPIPS
-from jowa.models.tokenizer import GRID, Tokenizer, TokenizerConfig, nearest_code
+from jowa.models.tokenizer import (
+    GRID,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerLoss,
+    nearest_code,
+)
 
 # Kernel and stride of the steps from 84 to 12 and from 12 to 6 pixels.
 _DOWN = ((8, 7), (3, 2))
@@ -30,7 +37,7 @@ _NORM_GROUPS = 2
 class ConvTokenizerConfig(TokenizerConfig):
     """Sizes and loss weights; the defaults are the published ones.
 
-    frames_per_step frames of a batch, drawn at random, make one training step;
+    frames_per_segment frames of each segment, drawn at random, make one training step;
     perceptual_weight > 0 adds LPIPS to the loss and needs its weights (`set_perceptual`).
     """
 
@@ -41,7 +48,7 @@ class ConvTokenizerConfig(TokenizerConfig):
     dropout: float = 0.0
     commitment_weight: float = 1.0
     perceptual_weight: float = 0.0
-    frames_per_step: int = 2048
+    frames_per_segment: int = 4
 
 
 def norm(width: int) -> nn.GroupNorm:
@@ -257,16 +264,22 @@ class ConvTokenizer(Tokenizer):
             return 0.5 * decoded + 0.5
 
     def loss(
-        self, observations: Tensor, games: Tensor, mask_padding: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        observations: Tensor,
+        games: Tensor,
+        mask_padding: Tensor,
+        keys: Tensor,
+        count: Tensor | None = None,
+    ) -> TokenizerLoss:
         """No part of it waits for the device or depends on the data's shape, so it compiles."""
-        frames, real = self._choose(observations, mask_padding)
+        frames, real = self._choose(observations, mask_padding, keys)
         config, target = self.config, to_signed(frames)
+        items = (real.sum() if count is None else count).clamp(min=1.0)
 
         def mean(values: Tensor) -> Tensor:
             """Mean over real frames of values (N, ...)."""
             each = values.reshape(len(values), -1).mean(1)
-            return (each * real).sum() / real.sum().clamp(min=1.0)
+            return (each * real).sum() / items
 
         # Only the networks run in the ambient (perhaps bfloat16) precision.
         z = self.embed(frames).float()
@@ -290,20 +303,22 @@ class ConvTokenizer(Tokenizer):
             perceptual = mean(self._perceptual[0](decoded, target))
             loss = loss + config.perceptual_weight * perceptual
             metrics["tokenizer/perceptual"] = perceptual.detach()
-        return loss, metrics
+        return TokenizerLoss(loss, metrics)
 
-    def _choose(self, observations: Tensor, mask_padding: Tensor) -> tuple[Tensor, Tensor]:
-        """`frames_per_step` random frames (N, 1, 84, 84), real ones first, and which are real.
+    def count(self, mask_padding: Tensor) -> Tensor:
+        return mask_padding.sum(1).clamp(max=self.config.frames_per_segment).sum()
 
-        Always as many as the configuration and the batch's shape say, so shapes never change.
-        """
-        frames, real = observations.flatten(0, 1).unsqueeze(1), mask_padding.flatten()
-        count = min(self.config.frames_per_step, len(frames))
-        if count < len(frames):
-            lottery = torch.rand(len(frames), device=frames.device) + real
-            chosen = lottery.topk(count, sorted=False).indices
-            frames, real = frames[chosen], real[chosen]
-        return frames, real.float()
+    def _choose(
+        self, observations: Tensor, mask_padding: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`frames_per_segment` frames (N, 1, 84, 84) of each segment by chance, real ones first,
+        and which are real (N,). As many of each, so that shapes never change."""
+        B, L = mask_padding.shape
+        lottery = uniform(keys, L) + mask_padding
+        best = lottery.topk(min(self.config.frames_per_segment, L), sorted=False).indices
+        chosen = (best + torch.arange(B, device=keys.device).unsqueeze(1) * L).flatten()
+        frames, real = observations.flatten(0, 1)[chosen], mask_padding.flatten()[chosen]
+        return frames.unsqueeze(1), real.float()
 
 
 def chunk_size(frames: Tensor) -> int:

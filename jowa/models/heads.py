@@ -45,14 +45,16 @@ class EnsembleLayerNorm(nn.Module):
 class QEnsemble(nn.Module):
     """An ensemble of Q MLPs with C51 outputs (JOWA paper, section 3).
 
-    Linear, dropout 0.01, LayerNorm, Mish; Linear, LayerNorm, Mish; Linear to A·Z logits.
+    Linear, dropout (0.01), LayerNorm, Mish; Linear, LayerNorm, Mish; Linear to A·Z logits.
     """
 
-    def __init__(self, members: int, width: int, hidden: int, outputs: int) -> None:
+    def __init__(
+        self, members: int, width: int, hidden: int, outputs: int, dropout: float = 0.01
+    ) -> None:
         super().__init__()
         self.members = members
         self.linear1 = EnsembleLinear(members, width, hidden)
-        self.dropout = nn.Dropout(0.01)
+        self.dropout = nn.Dropout(dropout)
         self.norm1 = EnsembleLayerNorm(members, hidden)
         self.linear2 = EnsembleLinear(members, hidden, hidden)
         self.norm2 = EnsembleLayerNorm(members, hidden)

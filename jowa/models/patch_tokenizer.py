@@ -16,10 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jowa.games import NUM_GAMES
-from jowa.models.tokenizer import FRAME_SIZE, GRID, Tokenizer, TokenizerConfig, nearest_code
+from jowa.models.chance import uniform
+from jowa.models.tokenizer import (
+    FRAME_SIZE,
+    GRID,
+    CodeStatistics,
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerLoss,
+    nearest_code,
+)
 
 PATCH = FRAME_SIZE // GRID
 PATCH_PIXELS = PATCH * PATCH
+PATCHES = GRID * GRID
 # A pixel counts as different from the background beyond this many of 255 grey levels.
 DIFFERENCE = 8
 
@@ -29,8 +39,9 @@ class PatchTokenizerConfig(TokenizerConfig):
     """Sizes and training weights.
 
     foreground_weight multiplies the error of pixels that differ from the background or from the
-    previous frame; patches_per_step patches, mostly ones with such pixels, make a training step;
-    codes used less than restart_below times a step (moving average) restart at a patch's output.
+    previous frame; a training step takes patches_per_frame times L patches of each segment of L
+    frames, ones with such pixels first; codes used less than restart_below times a step (moving
+    average) restart at a patch's output.
     """
 
     hidden: int = 256
@@ -38,7 +49,7 @@ class PatchTokenizerConfig(TokenizerConfig):
     commitment_weight: float = 1.0
     ema_decay: float = 0.98
     restart_below: float = 0.02
-    patches_per_step: int = 1024
+    patches_per_frame: int = 12
 
 
 def to_patches(images: Tensor) -> Tensor:
@@ -117,74 +128,105 @@ class PatchTokenizer(Tokenizer):
             return frames.clamp(0.0, 1.0).unsqueeze(1)
 
     def loss(
-        self, observations: Tensor, games: Tensor, mask_padding: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self,
+        observations: Tensor,
+        games: Tensor,
+        mask_padding: Tensor,
+        keys: Tensor,
+        count: Tensor | None = None,
+    ) -> TokenizerLoss:
         L = mask_padding.shape[1]
         residual = self.residual(observations.flatten(0, 1), games.repeat_interleave(L))
         foreground = foreground_patches(observations, residual)
-        chosen = self._choose(foreground, mask_padding.flatten())
+        chosen = self._choose(foreground, mask_padding, keys)
         target, foreground = residual.flatten(0, 1)[chosen], foreground.flatten(0, 1)[chosen]
+        real = mask_padding.flatten().repeat_interleave(PATCHES)[chosen].float()
         # Only the MLPs run in the ambient (perhaps bfloat16) precision; codes are float32.
         z = self.encoder(target).float()
-        if self.training:
-            self._update_codes(z.detach())
-        tokens = nearest_code(z.detach(), self.codes)
+        with torch.autocast(z.device.type, enabled=False):
+            tokens = nearest_code(z.detach(), self.codes)
         code = F.embedding(tokens, self.codes)
         reconstruction = self.decoder(z + (code - z).detach()).float()
+        items = (real.sum() if count is None else count).clamp(min=1.0)
+
+        def mean(values: Tensor) -> Tensor:
+            """Mean of (M, ...) over real patches."""
+            return (values.flatten(1).mean(1) * real).sum() / items
+
         weight = 1.0 + (self.config.foreground_weight - 1.0) * foreground
         error = (reconstruction - target).abs()
-        reconstruction_loss = (weight * error).mean()
-        commitment = (z - code).square().mean()
+        reconstruction_loss = mean(weight * error)
+        commitment = mean((z - code).square())
         loss = reconstruction_loss + self.config.commitment_weight * commitment
         with torch.no_grad():
             # A foreground pixel is kept if less than half of its difference is lost.
-            seen = foreground * (target.abs() > DIFFERENCE / 255)
+            seen = foreground * (target.abs() > DIFFERENCE / 255) * real.unsqueeze(1)
             kept = ((error < 0.5 * target.abs()) * seen).sum() / seen.sum().clamp(min=1)
-            used = torch.zeros(self.vocabulary, device=z.device)
-            used[tokens] = 1.0
-        return loss, {
+            statistics = self._statistics(z.detach(), tokens, real, keys)
+        metrics = {
             "tokenizer/reconstruction": reconstruction_loss.detach(),
             "tokenizer/commitment": commitment.detach(),
-            "tokenizer/l1": error.detach().mean(),
+            "tokenizer/l1": mean(error).detach(),
             "tokenizer/foreground_kept": kept,
-            "tokenizer/codes_in_batch": used.sum(),
+            "tokenizer/codes_in_batch": (statistics.counts > 0).sum(),
         }
+        return TokenizerLoss(loss, metrics, statistics)
 
-    def _choose(self, foreground: Tensor, real: Tensor) -> Tensor:
-        """Indices of the patches to train on: random real ones, those with foreground first;
-        fewer than `patches_per_step` where there are fewer real ones."""
-        something = foreground.amax(-1) * real.unsqueeze(1)
-        lottery = torch.rand_like(something) + 0.9 * something + 10.0 * real.unsqueeze(1)
-        count = min(self.config.patches_per_step, int(real.sum()) * lottery.shape[1])
-        return lottery.flatten().topk(count, sorted=False).indices
+    def count(self, mask_padding: Tensor) -> Tensor:
+        patches = mask_padding.sum(1) * PATCHES
+        return patches.clamp(max=self._quota(mask_padding.shape[1])).sum()
+
+    def _quota(self, frames: int) -> int:
+        """How many patches of a segment of that many frames a step takes."""
+        return min(self.config.patches_per_frame, PATCHES) * frames
+
+    def _choose(self, foreground: Tensor, mask_padding: Tensor, keys: Tensor) -> Tensor:
+        """Rows (M,) of (B·L·36) to train on: of each segment as many, real ones first and those
+        with foreground before others, by chance."""
+        B, L = mask_padding.shape
+        real = mask_padding.repeat_interleave(PATCHES, dim=1).float()
+        something = foreground.amax(-1).view(B, L * PATCHES) * real
+        lottery = uniform(keys, L * PATCHES) + 0.9 * something + 10.0 * real
+        best = lottery.topk(self._quota(L), sorted=False)
+        start = torch.arange(B, device=keys.device).unsqueeze(1) * (L * PATCHES)
+        return (best.indices + start).flatten()
+
+    def _statistics(self, z: Tensor, tokens: Tensor, real: Tensor, keys: Tensor) -> CodeStatistics:
+        """Of patches (M, C) served by codes (M,); padding counts nothing."""
+        V, M = self.vocabulary, len(z)
+        counts = torch.zeros(V, device=z.device).index_add_(0, tokens, real)
+        sums = torch.zeros_like(self.codes).index_add_(0, tokens, z * real.unsqueeze(1))
+        power = torch.stack([(z.square().sum(1) * real).sum(), real.sum()])
+        distance = (z - F.embedding(tokens, self.codes)).square().sum(1)
+        # The largest of log weights with Gumbel noise are a sample in proportion to the weights.
+        chance = uniform(keys, M // len(keys), stream=1).flatten().clamp(1e-7, 1.0 - 1e-7)
+        priority = (distance + 1e-12).log() - (-chance.log()).log()
+        best = priority.masked_fill(real == 0, -torch.inf).topk(min(V, M))
+        distance = (distance * real)[best.indices]
+        return CodeStatistics(counts, sums, power, best.values, z[best.indices], distance)
 
     @torch.no_grad()
-    def _update_codes(self, z: Tensor) -> None:
+    def learn(self, statistics: CodeStatistics) -> None:
         """Moves codes to the moving average of their patches and restarts dead ones."""
-        V = self.vocabulary
-        if not self.code_counts.any():
-            self.codes.copy_(z[torch.randint(len(z), (V,), device=z.device)])
-            self.code_counts.fill_(1.0)
-            self.code_sums.copy_(self.codes)
-        tokens = nearest_code(z, self.codes)
-        counts = torch.bincount(tokens, minlength=V).float()
-        sums = torch.zeros_like(self.codes).index_add_(0, tokens, z)
-        self.code_counts.lerp_(counts, 1.0 - self.config.ema_decay)
-        self.code_sums.lerp_(sums, 1.0 - self.config.ema_decay)
+        config = self.config
+        self.code_counts.lerp_(statistics.counts, 1.0 - config.ema_decay)
+        self.code_sums.lerp_(statistics.sums, 1.0 - config.ema_decay)
         # A code long unused stays where it is; its vanishing count says nothing any more.
         counted = (self.code_counts > 1e-5).unsqueeze(1)
         mean = self.code_sums / self.code_counts.clamp(min=1e-5).unsqueeze(1)
         self.codes.copy_(torch.where(counted, mean, self.codes))
         # Dead codes restart where patches are served worst, and only there: one put beside
         # another would take over its patches, and tokens would change their meaning for ever.
-        distance = (z - F.embedding(tokens, self.codes)).square().sum(1)
-        chosen = torch.multinomial(distance + 1e-12, V, replacement=True)
-        ill_served = distance[chosen] > 1e-4 * z.square().sum(1).mean()
-        dead = (self.code_counts < self.config.restart_below) & ill_served
-        fresh = z[chosen]
-        self.codes.copy_(torch.where(dead.unsqueeze(1), fresh, self.codes))
-        self.code_sums.copy_(torch.where(dead.unsqueeze(1), fresh, self.code_sums))
-        self.code_counts.masked_fill_(dead, 1.0)
+        R = len(statistics.priority)
+        dead = self.code_counts < config.restart_below
+        number = (dead.cumsum(0) - 1).clamp(0, R - 1)
+        power = statistics.power[0] / statistics.power[1].clamp(min=1.0)
+        ill_served = statistics.distance > 1e-4 * power
+        restart = dead & ill_served[number] & (dead.cumsum(0) <= R)
+        fresh = statistics.candidates[number]
+        self.codes.copy_(torch.where(restart.unsqueeze(1), fresh, self.codes))
+        self.code_sums.copy_(torch.where(restart.unsqueeze(1), fresh, self.code_sums))
+        self.code_counts.masked_fill_(restart, 1.0)
 
 
 def foreground_patches(observations: Tensor, residual: Tensor) -> Tensor:

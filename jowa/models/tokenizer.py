@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +25,40 @@ class TokenizerConfig:
 
     vocabulary: int = 1024
     code_width: int = 64
+
+
+class CodeStatistics(NamedTuple):
+    """What a training step shows of a codebook that learns by moving averages; R candidates.
+
+    Of several processes' shares, `merge` makes those of the whole batch.
+    """
+
+    counts: Tensor  # (V,) vectors that each code served
+    sums: Tensor  # (V, C) their sums
+    power: Tensor  # (2,) sum of the vectors' squared lengths, and their number
+    priority: Tensor  # (R,) falling: chance, weighted by how badly a vector is served
+    candidates: Tensor  # (R, C) the vectors themselves
+    distance: Tensor  # (R,) their squared distances to their codes
+
+    @classmethod
+    def merge(cls, parts: Sequence[CodeStatistics]) -> CodeStatistics:
+        """The statistics of all parts together, which does not depend on how they were split."""
+        columns = [torch.stack(column) for column in list(zip(*parts, strict=True))[:3]]
+        counts, sums, power = (column.sum(0) for column in columns)
+        priority, candidates, distance = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("priority", "candidates", "distance")
+        )
+        best = priority.topk(min(len(counts), len(priority))).indices
+        return cls(counts, sums, power, priority[best], candidates[best], distance[best])
+
+
+class TokenizerLoss(NamedTuple):
+    """Training loss, metrics, and what `Tokenizer.learn` is to be given after the step."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    statistics: CodeStatistics | None = None
 
 
 class Tokenizer(nn.Module, ABC):
@@ -50,9 +86,25 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def loss(
-        self, observations: Tensor, games: Tensor, mask_padding: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training loss and metrics on segments: uint8 (B, L, 84, 84), games (B,), mask (B, L)."""
+        self,
+        observations: Tensor,
+        games: Tensor,
+        mask_padding: Tensor,
+        keys: Tensor,
+        count: Tensor | None = None,
+    ) -> TokenizerLoss:
+        """Training loss on segments: uint8 (B, L, 84, 84), games (B,), mask (B, L), keys (B,).
+
+        Its means are taken over `count` items, by default as many as the batch holds.
+        """
+
+    @abstractmethod
+    def count(self, mask_padding: Tensor) -> Tensor:
+        """How many items the loss of a batch with mask (B, L) takes its means over."""
+
+    def learn(self, statistics: CodeStatistics) -> None:
+        """What a codebook without gradients learns from a training step."""
+        raise NotImplementedError(f"{type(self).__name__} learns by gradients only")
 
     def set_background(self, game_id: int, frame: Tensor) -> None:
         """Takes a game's median frame, uint8 (84, 84); only for those that need one."""

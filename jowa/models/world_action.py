@@ -49,6 +49,7 @@ class WorldActionConfig:
     copy_previous: bool = False
     summary_width: int = 0
     bell_start: float = 0.0
+    q_dropout: float = 0.01
     task_embedding: bool = True
 
 
@@ -112,8 +113,10 @@ class WorldActionModel(nn.Module):
         self.reward_head = classifier(D, 3)
         self.end_head = classifier(D, 2)
         outputs = NUM_ACTIONS * (config.atoms if config.distributional else 1)
-        self.q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
-        self.target_q_head = QEnsemble(config.q_members, D, config.q_width, outputs)
+        self.q_head = QEnsemble(config.q_members, D, config.q_width, outputs, config.q_dropout)
+        self.target_q_head = QEnsemble(
+            config.q_members, D, config.q_width, outputs, config.q_dropout
+        )
         self.target_q_head.requires_grad_(False)
         support = torch.linspace(config.value_min, config.value_max, config.atoms)
         self.register_buffer("support", support, persistent=False)
@@ -147,6 +150,15 @@ class WorldActionModel(nn.Module):
     def update_target(self) -> None:
         """Copies the Q head to the target head (hard update)."""
         self.target_q_head.load_state_dict(self.q_head.state_dict())
+
+    def freeze_heads(self, world: bool, q: bool) -> None:
+        """Makes the heads of world model and Q trainable or not; the target head never is."""
+        for head in (self.observation_head, self.reward_head, self.end_head):
+            head.requires_grad_(world)
+        if self.config.copy_previous:
+            self.copy_gate.requires_grad_(world)
+        self.q_head.requires_grad_(q)
+        self.target_q_head.requires_grad_(False)
 
     @torch.no_grad()
     def set_codebook(self, codebook_VC: Tensor) -> None:

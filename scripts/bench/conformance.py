@@ -85,7 +85,8 @@ class Fixtures:
             self.tensors[f"loss.{name}"] for name in names
         )
         nowhere = torch.zeros_like(mask)
-        return Batch(observations, actions, rewards, ends.bool(), mask, games, imagined=nowhere)
+        keys = torch.arange(len(mask), device=self.device)
+        return Batch(observations, actions, rewards, ends.bool(), mask, games, nowhere, keys)
 
 
 def forward(fixtures: Fixtures) -> Iterator[Row]:
@@ -109,11 +110,12 @@ def tokenizer(fixtures: Fixtures) -> Iterator[Row]:
     """Share of tokens that differ, and the errors of activations and losses."""
     images, net = fixtures.tensors["tok.images"], fixtures.tokenizer
     batch, games = images[:, 0].unsqueeze(1), torch.zeros(len(images), dtype=torch.long)
+    keys = torch.arange(len(images), device=fixtures.device)
     with torch.no_grad(), fixtures.autocast():
         tokens, z = net.encode(images), net.embed(images)
         decoded = net.decode(fixtures.tensors["tok.tokens"])
         mask = torch.ones(batch.shape[:2], dtype=torch.bool, device=fixtures.device)
-        _, terms = net.eval().loss(batch, games.to(fixtures.device), mask)
+        _, terms, _ = net.eval().loss(batch, games.to(fixtures.device), mask, keys)
     differ = (tokens != fixtures.tensors["tok.tokens"]).float().mean()
     yield Row("tokenizer", "tokens that differ", float(differ))
     yield Row("tokenizer", "z", distance(z, fixtures.tensors["tok.z"]))
@@ -133,7 +135,7 @@ def losses(fixtures: Fixtures, case: str) -> Iterator[Row]:
     model.zero_grad()
     objective = Objective(fixtures.tokenizer, model, CASES[case])
     with fixtures.autocast():
-        total, metrics = objective(fixtures.loss_batch())
+        total, metrics, _ = objective(fixtures.loss_batch())
     total.backward()
     weight, expected = CASES[case].world_model, fixtures.expected["losses"][case]
     published = dict(expected["losses"])

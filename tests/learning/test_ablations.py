@@ -38,7 +38,7 @@ def run(
         batch = batch if batch is not None else make_batch([8, 8, 3, 8])
         objective = Objective(make_tokenizer(), network, dataclasses.replace(BASE, **losses)).eval()
         torch.manual_seed(seed)
-        total, metrics = objective(batch)
+        total, metrics, _ = objective(batch)
         total.backward()
         gradients = {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
         return metrics, gradients

@@ -32,7 +32,7 @@ TOKENIZER = [
     "tokenizer.vocabulary=64",
     "tokenizer.code_width=8",
     "tokenizer.hidden=16",
-    "tokenizer.patches_per_step=128",
+    "tokenizer.patches_per_frame=4",
 ]
 MODEL = [
     "model.vocabulary=64",

@@ -42,7 +42,7 @@ def test_stage1_trains_tokenizer_and_world_model_but_not_q(
     tokenizer, model = make_tokenizer(), make_model(**NANO)
     objective = Objective(tokenizer, model, STAGE1).train()
     batch = frames(data)
-    objective(batch)  # fills the codebook
+    tokenizer.learn(objective(batch).statistics)  # fills the codebook
     objective(batch)[0].backward()
     assert all(reached(tokenizer).values())
     for name, got in reached(model).items():
@@ -71,7 +71,7 @@ def test_finetuning_reaches_everything(
     config = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0)
     objective = Objective(tokenizer, model, config).train()
     batch = frames(data)
-    objective(batch)
+    tokenizer.learn(objective(batch).statistics)
     objective(batch)[0].backward()
     assert all(reached(tokenizer).values())
     assert all(got for name, got in reached(model).items() if "target" not in name)
@@ -97,7 +97,8 @@ def test_padding_content_changes_neither_loss_nor_gradients(
     results = []
     for batch in (clean, junk):
         model = make_model(scale=3.0, **options)
-        total, metrics = Objective(make_tokenizer(), model, STAGE2).eval()(batch, detailed=True)
+        objective = Objective(make_tokenizer(), model, STAGE2).eval()
+        total, metrics, _ = objective(batch, detailed=True)
         total.backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         results.append((total.detach(), metrics, gradients))
@@ -107,7 +108,7 @@ def test_padding_content_changes_neither_loss_nor_gradients(
 def test_terms_add_up_to_the_total(
     make_batch: Callable[..., Batch], make_tokenizer: TokenizerMaker, make_model: ModelMaker
 ) -> None:
-    total, m = Objective(make_tokenizer(), make_model(), STAGE2).eval()(make_batch([8, 4]))
+    total, m, _ = Objective(make_tokenizer(), make_model(), STAGE2).eval()(make_batch([8, 4]))
     world = m["world_model/observation"] + m["world_model/reward"] + m["world_model/end"]
     torch.testing.assert_close(total, 0.1 * world + m["q/td"] + m["q/cql"])
     torch.testing.assert_close(m["q/cql"], 0.1 * (m["q/soft_maximum"] - m["q/data_actions"]))

@@ -39,16 +39,21 @@ def experiment(
     dataset = SegmentDataset(data)
 
     def run(
-        path: Path, at_step: Callable[[int], None] = lambda step: None, checkpoint: int = 3
+        path: Path,
+        at_step: Callable[[int], None] = lambda step: None,
+        checkpoint: int = 3,
+        scalars: int = 1,
     ) -> Trainer:
-        tokenizer, model = make_tokenizer(patches_per_step=200), make_model(**NANO)
+        tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
         trainer: Trainer
 
         def pictures() -> dict[str, np.ndarray]:
             at_step(trainer.position.step)
             return {"grey": np.zeros((8, 8), dtype=np.uint8)}
 
-        log = LogConfig(scalars=1, details=2, pictures=1, checkpoint=checkpoint, keep=2)
+        log = LogConfig(
+            scalars=scalars, details=2 * scalars, pictures=1, checkpoint=checkpoint, keep=2
+        )
         path.mkdir(exist_ok=True)
         trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
         for name, losses in (("first", FIRST), ("second", SECOND)):
@@ -162,7 +167,7 @@ def test_other_data_cannot_go_on_with_an_old_run(
 
     with pytest.raises(Stopped):
         experiment(tmp_path / "run", terminate)
-    tokenizer, model = make_tokenizer(patches_per_step=200), make_model(**NANO)
+    tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
     trainer = Trainer(tmp_path / "run", tokenizer, model, CPU, LogConfig(), {}, 1, dict)
     dataset = SegmentDataset(data[:1])
     sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
@@ -171,35 +176,40 @@ def test_other_data_cannot_go_on_with_an_old_run(
         trainer.train(Phase("first", STEPS, objective, dataset, sampler, OptimizerConfig()))
 
 
+@pytest.mark.parametrize("scalars", [1, 100])
 def test_a_gradient_that_is_not_finite_stops_before_the_step(
-    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch, scalars: int
 ) -> None:
+    """Also where the host looks only later: nothing is learned from that step on."""
     forward = Objective.forward
-    calls: list[dict[str, torch.Tensor]] = []
+    weights: list[dict[str, torch.Tensor]] = []
     objectives: list[Objective] = []
+    bad: list[torch.Tensor] = []
 
-    def sometimes_nan(self: Objective, batch: Any, detailed: bool = False) -> Any:
-        loss, metrics = forward(self, batch, detailed)
+    def sometimes_nan(self: Objective, batch: Any, *rest: Any, **more: Any) -> Any:
+        loss, metrics, statistics = forward(self, batch, *rest, **more)
         objectives.append(self)
-        calls.append({n: p.detach().clone() for n, p in self.named_parameters()})
-        if len(calls) == 5:
+        weights.append({n: p.detach().clone() for n, p in self.named_parameters()})
+        if len(weights) == 5:
+            bad.append(batch.keys)
+        if bad and torch.equal(batch.keys, bad[0]):
             loss = loss * torch.nan
             metrics["world_model/observation"] = loss.detach()
-        return loss, metrics
+        return loss, metrics, statistics
 
     monkeypatch.setattr(Objective, "forward", sometimes_nan)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"at step 4 .*world_model/observation") as caught:
-        experiment(run)
+    with pytest.raises(UserError, match=r"^step 4 .*world_model/observation") as caught:
+        experiment(run, scalars=scalars)
     (path,) = run.glob("bad_batch*.safetensors")
     assert str(path) in str(caught.value)
     assert load_file(path)["observations"].shape == (4, 8, 84, 84)
     for name, parameter in objectives[-1].named_parameters():
-        assert torch.equal(parameter, calls[-1][name]), name
+        assert torch.equal(parameter, weights[4][name]), name
     assert load(find(run)).step == 3
     assert all(np.isfinite(line["loss/total"]) for line in curves(run))
     # Once the cause is gone the run goes on.
     monkeypatch.setattr(Objective, "forward", forward)
-    experiment(tmp_path / "straight")
-    experiment(run)
+    experiment(tmp_path / "straight", scalars=scalars)
+    experiment(run, scalars=scalars)
     assert_same_run(tmp_path / "straight", run)

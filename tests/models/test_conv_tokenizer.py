@@ -28,6 +28,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 TENSORS = load_file(FIXTURES / "tensors.safetensors")
 GAMES = torch.zeros(2, dtype=torch.long)
+KEYS = torch.arange(8)  # of segments
 
 
 def released_state() -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ def test_published_tokens_and_reconstructions(released: ConvTokenizer) -> None:
 
 def test_published_losses(released: ConvTokenizer) -> None:
     images = TENSORS["tok.images"].view(2, 3, 84, 84)
-    loss, metrics = released.loss(images, GAMES, whole(2, 3))
+    loss, metrics, _ = released.loss(images, GAMES, whole(2, 3), KEYS[: len(images)])
     expected = EXPECTED["tokenizer_loss"]
     assert float(metrics["tokenizer/reconstruction"]) == pytest.approx(
         expected["reconstruction_loss"], rel=1e-4
@@ -123,7 +124,7 @@ def test_pixels_are_repeated_as_nearest_neighbour_upsampling_does() -> None:
 def test_the_encoder_learns_as_if_nothing_were_quantised() -> None:
     frames = random_frames(2, 2)
     tokenizer = make(commitment_weight=0.7)
-    loss, _ = tokenizer.loss(frames, GAMES, whole(2, 2))
+    loss, *_ = tokenizer.loss(frames, GAMES, whole(2, 2), KEYS[: len(frames)])
     loss.backward()
     learned = tokenizer.encoder.conv_in.weight.grad
 
@@ -141,7 +142,7 @@ def test_the_encoder_learns_as_if_nothing_were_quantised() -> None:
 
 def test_codes_are_drawn_to_the_vectors_that_use_them_and_by_nothing_else() -> None:
     frames, tokenizer = random_frames(2, 2), make()
-    loss, _ = tokenizer.loss(frames, GAMES, whole(2, 2))
+    loss, *_ = tokenizer.loss(frames, GAMES, whole(2, 2), KEYS[: len(frames)])
     loss.backward()
     with torch.no_grad():
         z = tokenizer.embed(frames.view(4, 1, 84, 84))
@@ -160,12 +161,12 @@ def test_padding_changes_neither_loss_nor_gradients() -> None:
     for content in (torch.zeros_like(frames), random_frames(2, 4, seed=1)):
         tokenizer = make()
         observations = torch.where(mask[..., None, None], frames, content)
-        loss, metrics = tokenizer.loss(observations, GAMES, mask)
+        loss, metrics, _ = tokenizer.loss(observations, GAMES, mask, KEYS[: len(observations)])
         loss.backward()
         results.append((loss, metrics, tokenizer.encoder.conv_in.weight.grad))
     tokenizer = make()
     only_real = frames[mask].unsqueeze(1)
-    loss, metrics = tokenizer.loss(only_real, GAMES, whole(3, 1))
+    loss, metrics, _ = tokenizer.loss(only_real, GAMES, whole(3, 1), KEYS[: len(only_real)])
     loss.backward()
     for other in results:
         torch.testing.assert_close(other, (loss, metrics, tokenizer.encoder.conv_in.weight.grad))
@@ -173,14 +174,14 @@ def test_padding_changes_neither_loss_nor_gradients() -> None:
 
 def test_a_batch_of_nothing_but_padding_is_no_loss_and_no_nan() -> None:
     tokenizer = make()
-    loss, metrics = tokenizer.loss(random_frames(2, 2), GAMES, ~whole(2, 2))
+    loss, metrics, _ = tokenizer.loss(random_frames(2, 2), GAMES, ~whole(2, 2), KEYS[:2])
     loss.backward()
     assert loss == 0 and all(value == 0 for value in metrics.values())
     assert all(p.grad is not None and not p.grad.any() for p in tokenizer.parameters())
 
 
 def test_a_step_draws_its_frames_among_the_real_ones() -> None:
-    tokenizer = make(frames_per_step=3)
+    tokenizer = make(frames_per_segment=2)
     # Frame n is grey level n all over, so the encoder's input says which were drawn.
     frames = torch.arange(8, dtype=torch.uint8).view(2, 4, 1, 1).expand(2, 4, 84, 84)
     mask = whole(2, 4)
@@ -192,14 +193,15 @@ def test_a_step_draws_its_frames_among_the_real_ones() -> None:
 
     tokenizer.encoder.register_forward_pre_hook(note)
     with torch.no_grad():
-        for _ in range(20):
-            tokenizer.loss(frames, GAMES, mask)
-        assert all(len(set(step)) == 3 for step in drawn)
+        for step in range(20):
+            tokenizer.loss(frames, GAMES, mask, KEYS[:2] + 10 * step)
+        assert all(len(set(step)) == 4 for step in drawn)
+        assert all({4, 5} < set(step) and max(step) == 5 for step in drawn)
         assert {level for step in drawn for level in step} == {0, 1, 2, 3, 4, 5}
         drawn.clear()
         mask[0, 1:] = mask[1] = False
-        _, metrics = tokenizer.loss(frames, GAMES, mask)
-    assert 0 in drawn[0] and len(drawn[0]) == 3
+        _, metrics, _ = tokenizer.loss(frames, GAMES, mask, KEYS[:2])
+    assert 0 in drawn[0] and len(drawn[0]) == 4
     assert metrics["tokenizer/codes_in_batch"] == tokenizer.encode(frames[:1, 0:1]).unique().numel()
 
 
@@ -209,7 +211,7 @@ def test_a_short_training_lowers_the_error_on_real_frames(data: list[EpisodeFile
     optimizer = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
 
     def step() -> float:
-        loss, metrics = tokenizer.loss(frames, GAMES, whole(2, 4))
+        loss, metrics, _ = tokenizer.loss(frames, GAMES, whole(2, 4), KEYS[: len(frames)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -250,18 +252,20 @@ def test_neither_autocast_nor_dropout_changes_tokens_and_frames() -> None:
     torch.testing.assert_close(tokenizer.eval().decode(tokens), decoded)
     assert torch.equal(tokenizer.encode(frames), tokens)
     # Learning does drop out.
-    first, second = (tokenizer.train().loss(frames, GAMES, whole(4, 1))[0] for _ in range(2))
+    first, second = (
+        tokenizer.train().loss(frames, GAMES, whole(4, 1), KEYS[: len(frames)])[0] for _ in range(2)
+    )
     assert first != second
 
 
 def test_bfloat16_training_quantises_in_float32(released: ConvTokenizer) -> None:
     frames = TENSORS["tok.images"].view(2, 3, 84, 84)
-    exact, _ = released.loss(frames, GAMES, whole(2, 3))
+    exact, *_ = released.loss(frames, GAMES, whole(2, 3), KEYS[: len(frames)])
     seen: list[Tensor] = []
     released.pre_quant_conv.register_forward_hook(lambda module, x, z: seen.append(z))
     released.embedding.register_forward_pre_hook(lambda module, x: seen.append(x[0]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = released.loss(frames, GAMES, whole(2, 3))
+        loss, *_ = released.loss(frames, GAMES, whole(2, 3), KEYS[: len(frames)])
     assert loss.dtype == torch.float32 and loss != exact
     torch.testing.assert_close(loss, exact, rtol=0.01, atol=0)
     z, tokens = seen
@@ -271,13 +275,16 @@ def test_bfloat16_training_quantises_in_float32(released: ConvTokenizer) -> None
     assert torch.equal(tokens.flatten(), distances.argmin(1))
 
 
-@pytest.mark.parametrize("frames_per_step", [3, 100])
-def test_the_loss_compiles_as_one_graph(frames_per_step: int) -> None:
+@pytest.mark.parametrize("frames_per_segment", [3, 100])
+def test_the_loss_compiles_as_one_graph(frames_per_segment: int) -> None:
     frames, mask = random_frames(2, 2), whole(2, 2)
     mask[1, 1:] = False
-    tokenizer = make(frames_per_step=frames_per_step)
+    tokenizer = make(frames_per_segment=frames_per_segment)
     loss = torch.compile(tokenizer.loss, backend="eager", fullgraph=True)
-    compiled, plain = loss(frames, GAMES, mask), tokenizer.loss(frames, GAMES, mask)
+    compiled, plain = (
+        loss(frames, GAMES, mask, KEYS[: len(frames)]),
+        tokenizer.loss(frames, GAMES, mask, KEYS[: len(frames)]),
+    )
     torch.testing.assert_close(compiled, plain)
 
 
@@ -288,15 +295,15 @@ def test_the_perceptual_term_is_added_but_belongs_to_no_checkpoint() -> None:
         head.model[1].weight.abs_()
     frames, tokenizer = random_frames(1, 2), make(perceptual_weight=0.5)
     with pytest.raises(AssertionError, match="set_perceptual"):
-        tokenizer.loss(frames, GAMES[:1], whole(1, 2))
+        tokenizer.loss(frames, GAMES[:1], whole(1, 2), KEYS[: len(frames)])
     names, parameters = list(tokenizer.state_dict()), list(tokenizer.parameters())
     tokenizer.set_perceptual(net)
     assert list(tokenizer.state_dict()) == names and list(tokenizer.parameters()) == parameters
 
-    loss, metrics = tokenizer.train().loss(frames, GAMES[:1], whole(1, 2))
+    loss, metrics, _ = tokenizer.train().loss(frames, GAMES[:1], whole(1, 2), KEYS[: len(frames)])
     loss.backward()
     plain = make()
-    without, _ = plain.loss(frames, GAMES[:1], whole(1, 2))
+    without, *_ = plain.loss(frames, GAMES[:1], whole(1, 2), KEYS[: len(frames)])
     without.backward()
     assert metrics["tokenizer/perceptual"] > 0
     torch.testing.assert_close(loss, without + 0.5 * metrics["tokenizer/perceptual"])

@@ -35,10 +35,13 @@ def train(tokenizer: PatchTokenizer, batch: Batch, steps: int) -> list[float]:
     tokenizer.train()
     losses = []
     for _ in range(steps):
-        loss, _ = tokenizer.loss(batch.observations, batch.games, batch.mask_padding)
+        loss, _, statistics = tokenizer.loss(
+            batch.observations, batch.games, batch.mask_padding, batch.keys
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        tokenizer.learn(statistics)
         losses.append(float(loss.detach()))
     return losses
 
@@ -75,7 +78,7 @@ def test_a_frame_of_nothing_but_background_is_one_token(
 def test_training_makes_reconstructions_better_than_the_background(
     data: list[EpisodeFile], make_tokenizer: Maker
 ) -> None:
-    tokenizer = make_tokenizer(vocabulary=64, hidden=48, code_width=8, patches_per_step=256)
+    tokenizer = make_tokenizer(vocabulary=64, hidden=48, code_width=8, patches_per_frame=6)
     frames, games = frames_of(data)
 
     def error() -> float:
@@ -130,7 +133,8 @@ def test_tokens_keep_their_meaning_where_there_are_more_codes_than_patches(
     before = tokenizer.encode(frames, games)
     tokenizer.train()
     for _ in range(30):
-        tokenizer.loss(batch.observations, batch.games, batch.mask_padding)
+        inputs = batch.observations, batch.games, batch.mask_padding, batch.keys
+        tokenizer.learn(tokenizer.loss(*inputs).statistics)
     after = tokenizer.eval().encode(frames, games)
     # Patches that differ by next to nothing may change places through rounding.
     assert (after == before).float().mean() > 0.95
@@ -142,7 +146,7 @@ def test_evaluation_leaves_the_codes_alone(data: list[EpisodeFile], make_tokeniz
     train(tokenizer, batch, 3)
     before = tokenizer.fingerprint()
     tokenizer.eval()
-    tokenizer.loss(batch.observations, batch.games, batch.mask_padding)
+    tokenizer.loss(batch.observations, batch.games, batch.mask_padding, batch.keys)
     frames, games = frames_of(data, 3)
     tokenizer.decode(tokenizer.encode(frames, games), games)
     assert tokenizer.fingerprint() == before
@@ -160,12 +164,12 @@ def test_padding_never_changes_loss_gradients_or_codes(
     junk = torch.randint(0, 256, whole.observations.shape, dtype=torch.uint8)
     results = []
     for content in (torch.zeros_like(junk), junk):
-        tokenizer = make_tokenizer(patches_per_step=100_000).train()
+        tokenizer = make_tokenizer(patches_per_frame=36).train()
         observations = torch.where(mask[..., None, None], whole.observations, content)
-        torch.manual_seed(5)
-        loss, metrics = tokenizer.loss(observations, whole.games, mask)
+        loss, metrics, statistics = tokenizer.loss(observations, whole.games, mask, whole.keys)
         loss.backward()
         gradient = tokenizer.encoder[0].weight.grad
+        tokenizer.learn(statistics)
         results.append((loss, metrics["tokenizer/foreground_kept"], gradient, tokenizer.codes))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)

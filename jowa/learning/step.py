@@ -1,0 +1,114 @@
+"""One update of the weights, with the guard that stops a run before bad numbers spoil it.
+
+Nothing here waits for the device: on a GPU the next step is prepared while this one computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jowa.data.segments import Batch
+from jowa.learning.compute import Compute
+from jowa.learning.distributed import wrap
+from jowa.learning.objective import Metrics, Objective, StepLoss
+from jowa.learning.optim import OptimizerConfig, clip_gradients, set_learning_rate
+
+_SPIKE = 3.0  # a loss this many times its moving average is counted as a spike
+_SPIKE_DECAY = 0.99
+_NEVER = -1
+
+
+@dataclass
+class Guard:
+    """Watches losses and gradients on their device.
+
+    From the first step whose loss or gradient is not finite on, no update is done: `bad_step` is
+    its number (-1: none yet), to be read when the host next waits for the device anyway.
+    """
+
+    bad_step: Tensor
+    average: Tensor  # moving average of the loss
+    seen: Tensor  # steps in it
+    spikes: Tensor  # losses far above their average so far
+    diverging: Tensor  # steps so far whose mean best Q was beyond the support's upper end
+
+    @classmethod
+    def on(cls, device: torch.device) -> Guard:
+        zeros = torch.zeros(4, device=device).unbind()
+        return cls(torch.full((), _NEVER, device=device), *zeros)
+
+    @torch.no_grad()
+    def watch(self, step: int, loss: Tensor, norms: dict[str, Tensor]) -> Tensor:
+        """1.0 if this update must not be done, else 0.0."""
+        finite = torch.stack([loss.detach(), *norms.values()]).isfinite().all()
+        self.bad_step = torch.where((self.bad_step == _NEVER) & ~finite, step, self.bad_step)
+        return (self.bad_step != _NEVER).float()
+
+    @torch.no_grad()
+    def count(self, metrics: Metrics, value_max: float) -> None:
+        """Counts spikes of the loss and a diverging Q."""
+        loss = metrics["loss/total"]
+        # The average means something only once it holds many steps.
+        self.spikes = self.spikes + ((loss > _SPIKE * self.average) & (self.seen >= 100))
+        decay = torch.minimum(self.seen / (self.seen + 1.0), self.seen.new_tensor(_SPIKE_DECAY))
+        self.average = torch.lerp(loss.float(), self.average, decay)
+        self.seen = self.seen + 1.0
+        if "q/soft_maximum" in metrics:
+            self.diverging = self.diverging + (metrics["q/soft_maximum"] > value_max)
+
+    def metrics(self) -> Metrics:
+        return {"guard/loss_spikes": self.spikes, "guard/q_diverging": self.diverging}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs to count on."""
+        return {f"guard/{name}": value for name, value in vars(self).items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        for name in vars(self):
+            setattr(self, name, tensors[f"guard/{name}"].to(self.bad_step.device))
+
+
+class Step:
+    """Does the updates of one phase: `metrics = step(batch, number)`."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.AdamW,
+        config: OptimizerConfig,
+        compute: Compute,
+        steps: int,
+        target_update_every: int,
+        compile: bool,
+    ) -> None:
+        self.objective, self.optimizer, self.config = objective, optimizer, config
+        self.compute, self.steps, self.target_update_every = compute, steps, target_update_every
+        self.guard = Guard.on(compute.device)
+        wrapped = wrap(objective, compute.processes)
+        self._forward: Callable[..., StepLoss] = torch.compile(wrapped) if compile else wrapped
+
+    def __call__(self, batch: Batch, number: int, detailed: bool) -> Metrics:
+        """Update `number` (from 0) of the phase on this process's share of a batch."""
+        set_learning_rate(self.optimizer, self.config, number, self.steps)
+        counts = self.compute.processes.average(self.objective.counts(batch))
+        with self.compute.autocast():
+            loss, metrics, statistics = self._forward(batch, counts, detailed=detailed)
+        loss.backward()
+        norms = clip_gradients(self.optimizer, self.config)
+        # A fused optimiser leaves everything as it is where this is 1, without asking the host.
+        self.optimizer.found_inf = self.guard.watch(number, loss, norms)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if statistics is not None and self.objective.tokenizer.training:
+            self.objective.tokenizer.learn(self.compute.processes.merge(statistics))
+        model = self.objective.model
+        if model is not None:
+            if self.target_update_every and (number + 1) % self.target_update_every == 0:
+                model.update_target()
+            self.guard.count(metrics, model.config.value_max)
+        norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
+        return metrics | norms | self.guard.metrics()

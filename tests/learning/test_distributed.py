@@ -1,0 +1,205 @@
+"""Several processes train as one: the same weights, one stop, one death, one resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from jowa.cli import main
+from jowa.learning.checkpoint import find, load
+from jowa.models.tokenizer import CodeStatistics
+
+BATCH = 6
+SIZES = [
+    *["tokenizer.hidden=16", "tokenizer.code_width=4", "tokenizer.vocabulary=32"],
+    *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
+    *["model.summary_width=8", "model.q_width=16", "model.transformer.layers=1"],
+    *["model.transformer.width=16", "model.transformer.dropout=0", "model.q_dropout=0"],
+]
+TRAINING = [
+    *["stage1.steps=5", "stage2.steps=5", f"stage1.batch_size={BATCH}"],
+    *[f"stage2.batch_size={BATCH}", "stage2.target_update_every=2", "log.scalars=1"],
+    *["stage1.optimizer.learning_rate=1e-4", "stage2.optimizer.learning_rate=1e-4"],
+    *["compute.device=cpu", "compute.dtype=float32", "compute.threads=1"],
+]
+SHORT = ["log.checkpoint=2", "log.details=2", "log.pictures=100"]
+
+
+def command(run: Path, data: Path, *more: str) -> list[str]:
+    games = ["data.games=[Pong,Freeway]", f"data.root={data}"]
+    return ["pretrain", f"run={run}", *games, *SIZES, *TRAINING, *SHORT, *more]
+
+
+def launch(
+    processes: int, arguments: list[str], place: tuple[str, ...] = ("--standalone",)
+) -> subprocess.Popen[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *place]
+    return subprocess.Popen(
+        [*torchrun, f"--nproc_per_node={processes}", "-m", "jowa", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def together(processes: int, arguments: list[str]) -> None:
+    """Runs the command in several processes to its end."""
+    job = launch(processes, arguments)
+    output, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """Data of its own, so that no tokens lie beside it yet."""
+    root = tmp_path_factory.mktemp("distributed") / "data"
+    shutil.copytree(data_root, root, ignore=shutil.ignore_patterns("tokens"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, data: Path) -> str:
+    """One whose codes lie apart: rounding decides between those of a fresh one."""
+    run = tmp_path_factory.mktemp("tokenizer") / "run"
+    arguments = ["tokenize", f"run={run}", "data.games=[Pong,Freeway]", f"data.root={data}"]
+    steps = ["training.steps=80", "training.batch_size=16", "compute.device=cpu"]
+    assert main([*arguments, *SIZES[:4], *steps, "compute.dtype=float32"]) == 0
+    return f"tokenizer_from={run}"
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Path, tokenizer: str) -> Path:
+    """One process with the whole batch."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert main(command(run, data, tokenizer)) == 0
+    shutil.rmtree(data / "tokens")
+    return run
+
+
+def assert_same_weights(run: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = load(find(run)), load(find(other))
+    assert ours.step == theirs.step
+    for stem in ("model", "tokenizer"):
+        for name, tensor in ours.tensors[stem].items():
+            torch.testing.assert_close(
+                tensor, theirs.tensors[stem][name], rtol=tolerance, atol=tolerance, msg=name
+            )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_train_as_one(
+    tmp_path: Path, data: Path, tokenizer: str, alone: Path, processes: int
+) -> None:
+    """Through both stages: frames with padding, codebook, encoding in parallel, tokens and Q."""
+    run = tmp_path / "run"
+    together(processes, command(run, data, tokenizer))
+    assert_same_weights(run, alone, 1e-6)
+    lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (run, alone)]
+    assert len(lines[0]) == len(lines[1]) == 10
+    for ours, theirs in zip(*(map(json.loads, part) for part in lines), strict=True):
+        for name in ("loss/total", "world_model/observation", "q/td", "gradient_norm/model"):
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_hosts_train_as_one(tmp_path: Path, data: Path, tokenizer: str, alone: Path) -> None:
+    """Two launchers that meet at an address, each with an address of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.2", 0))
+        port = probe.getsockname()[1]
+    run = tmp_path / "run"
+    jobs = []
+    for host in (2, 3):
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.2:{port}", "--rdzv-id=x"]
+        place = ("--nnodes=2", *meeting, f"--local-addr=127.0.0.{host}")
+        jobs.append(launch(1, command(run, data, tokenizer), place))
+    for job in jobs:
+        output, _ = job.communicate(timeout=240)
+        assert job.returncode == 0, output
+    assert_same_weights(run, alone, 1e-6)
+
+
+LONG = ["stage1.steps=60", "stage2.steps=0", "model.transformer.dropout=0.1"]
+
+
+def workers(job: subprocess.Popen[str]) -> list[int]:
+    """The processes that a launcher has started."""
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def reaches(run: Path, step: int, job: subprocess.Popen[str]) -> None:
+    """Waits until the run has logged the step."""
+    log, start = run / "metrics.jsonl", time.monotonic()
+    while not log.exists() or len(log.read_text().splitlines()) < step:
+        assert job.poll() is None and time.monotonic() - start < 120, "the job ended early"
+        time.sleep(0.02)
+
+
+def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path, data: Path, tokenizer: str
+) -> None:
+    """Killed, then told to stop, then finished: as if nothing had happened, dropout and all."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    together(2, command(straight, data, tokenizer, *LONG))
+    job = launch(2, command(broken, data, tokenizer, *LONG))
+    reaches(broken, 11, job)
+    os.kill(workers(job)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0 and time.monotonic() - killed < 60
+    assert "lost the others of its job" in output or "SIGKILL" in output, output
+    assert load(find(broken)).step >= 10
+    job = launch(2, command(broken, data, tokenizer, *LONG))
+    reaches(broken, 25, job)
+    os.kill(workers(job)[1], signal.SIGTERM)  # one alone: they agree on where to stop
+    output, _ = job.communicate(timeout=120)
+    assert "the same command goes on" in output, output
+    together(2, command(broken, data, tokenizer, *LONG))
+    assert_same_weights(straight, broken, 0.0)
+    ours, theirs = (
+        load(find(run), ("training",)).tensors["training"] for run in (straight, broken)
+    )
+    assert {"rng/cpu/0", "rng/cpu/1"} <= ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(tmp_path: Path, data: Path) -> None:
+    job = launch(2, [*command(tmp_path / "run", data), "stage1.batch_size=1"])
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "batch_size 1 cannot be split over 2 processes" in output, output
+    assert not (tmp_path / "run").exists() or not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_merged_statistics_are_those_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> CodeStatistics:
+        priority = torch.rand(count, generator=generator).sort(descending=True).values
+        vectors = torch.rand(count, 2, generator=generator)
+        sums = torch.rand(4, 2, generator=generator)
+        numbers = torch.rand(4, generator=generator)
+        return CodeStatistics(numbers, sums, numbers[:2], priority, vectors, vectors[:, 0])
+
+    parts = [part(3), part(3)]
+    merged = CodeStatistics.merge(parts)
+    torch.testing.assert_close(merged.counts, parts[0].counts + parts[1].counts)
+    torch.testing.assert_close(merged.sums, parts[0].sums + parts[1].sums)
+    everything = [
+        (float(p), v) for q in parts for p, v in zip(q.priority, q.candidates, strict=True)
+    ]
+    best = sorted(everything, key=lambda item: -item[0])[:4]
+    assert merged.priority.tolist() == [priority for priority, _ in best]
+    assert torch.equal(merged.candidates, torch.stack([vector for _, vector in best]))
