@@ -16,12 +16,6 @@ from torch import Tensor
 IGNORE = -100
 
 
-class WorldModelLosses(NamedTuple):
-    observation: Tensor
-    reward: Tensor
-    end: Tensor
-
-
 def next_token_targets(obs_tokens: Tensor, mask_padding: Tensor) -> Tensor:
     """(B, L·36): the token that each predicting position predicts, IGNORE where there is none.
 
@@ -31,39 +25,28 @@ def next_token_targets(obs_tokens: Tensor, mask_padding: Tensor) -> Tensor:
     return F.pad(targets[:, 1:], (0, 1), value=IGNORE)
 
 
-def world_model_losses(
-    observation_logits: Tensor,
+def step_losses(
     reward_logits: Tensor,
     end_logits: Tensor,
-    obs_tokens: Tensor,
     rewards: Tensor,
     ends: Tensor,
     mask_padding: Tensor,
     reward_weight: float = 1.0,
-    token_count: Tensor | None = None,
-    step_count: Tensor | None = None,
-) -> WorldModelLosses:
-    """Cross-entropies of next tokens, of sign(reward) and of ends.
+    count: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropies of sign(reward) and of ends.
 
-    observation_logits (B, L·36, V), reward_logits (B, L, 3), end_logits (B, L, 2), obs_tokens
-    (B, L, 36), rewards and ends (B, L). reward_weight multiplies the error on steps whose reward
-    is not zero (1.0 in the published algorithm).
+    reward_logits (B, L, 3), end_logits (B, L, 2), rewards and ends (B, L). reward_weight multiplies
+    the error on steps whose reward is not zero (1.0 in the published algorithm).
     """
-    tokens = next_token_targets(obs_tokens, mask_padding)
-    observation_error = F.cross_entropy(
-        observation_logits.flatten(0, 1), tokens.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    tokens_in_all = (tokens != IGNORE).sum() if token_count is None else token_count
-    observation = observation_error / tokens_in_all.clamp(min=1)
     classes = rewards.sign().long() + 1
     weights = reward_logits.new_tensor([reward_weight, 1.0, reward_weight])
     reward_error = F.cross_entropy(
         reward_logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="none"
     )
-    reward = masked_mean(reward_error, mask_padding.flatten(), step_count)
     end_error = F.cross_entropy(end_logits.flatten(0, 1), ends.long().flatten(), reduction="none")
-    end = masked_mean(end_error, mask_padding.flatten(), step_count)
-    return WorldModelLosses(observation, reward, end)
+    mask = mask_padding.flatten()
+    return masked_mean(reward_error, mask, count), masked_mean(end_error, mask, count)
 
 
 class Targets(NamedTuple):

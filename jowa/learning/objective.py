@@ -20,10 +20,11 @@ from jowa.learning.losses import (
     n_step_targets,
     next_token_targets,
     squared_td_loss,
+    step_losses,
     target_rows,
     td_loss,
-    world_model_losses,
 )
+from jowa.learning.token_loss import token_loss
 from jowa.models.tokenizer import CodeStatistics, Tokenizer
 from jowa.models.world_action import FRAME_TOKENS, Output, WorldActionConfig, WorldActionModel
 
@@ -144,12 +145,13 @@ class Objective(nn.Module):
             batch.games,
             world=self.config.world_model > 0,
             q=self.config.q > 0,
+            token_logits=False,
             detach_q=self.config.detach_q,
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
         if self.config.world_model:
-            loss, part = self._world_model(output, tokens, batch, counts, detailed)
+            loss, part = self._world_model(model, output, tokens, batch, counts, detailed)
             total, metrics = total + self.config.world_model * loss, metrics | part
         if self.config.q:
             loss, part = self._q(model, output, batch, counts, detailed)
@@ -167,26 +169,44 @@ class Objective(nn.Module):
         return self.tokenizer.encode(frames, batch.games.repeat_interleave(L)).view(B, L, -1)
 
     def _world_model(
-        self, output: Output, tokens: Tensor, batch: Batch, counts: Counts, detailed: bool
+        self,
+        model: WorldActionModel,
+        output: Output,
+        tokens: Tensor,
+        batch: Batch,
+        counts: Counts,
+        detailed: bool,
     ) -> tuple[Tensor, Metrics]:
-        assert output.observation_logits is not None
+        assert output.predicting is not None
         assert output.reward_logits is not None and output.end_logits is not None
-        losses = world_model_losses(
-            output.observation_logits,
+        mask = batch.mask_padding & ~batch.imagined
+        targets = next_token_targets(tokens, mask).flatten()
+        hidden, last = model.observation_head[:-1](output.predicting), model.observation_head[-1]
+        assert isinstance(last, nn.Linear)
+        gates = hints = None
+        if output.hints is not None:
+            gates, hints = model.copy_gate(output.predicting).flatten(), output.hints.flatten()
+        summed = token_loss(hidden.flatten(0, 1), last, targets, gates, hints)
+        observation = summed / counts.tokens.clamp(min=1.0)
+        reward, end = step_losses(
             output.reward_logits,
             output.end_logits,
-            tokens,
             batch.rewards,
             batch.ends,
-            batch.mask_padding & ~batch.imagined,
+            mask,
             self.config.reward_weight,
-            counts.tokens,
             counts.model_steps,
         )
-        metrics = {f"world_model/{k}": v.detach() for k, v in losses._asdict().items()}
+        metrics = {
+            "world_model/observation": observation.detach(),
+            "world_model/reward": reward.detach(),
+            "world_model/end": end.detach(),
+        }
         if detailed:
-            metrics |= world_model_accuracy(output, tokens, batch)
-        return losses.observation + losses.reward + losses.end, metrics
+            with torch.no_grad():
+                predicted = model.predict_tokens(output.predicting, output.hints).argmax(-1)
+            metrics |= world_model_accuracy(predicted, output.reward_logits, tokens, batch)
+        return observation + reward + end, metrics
 
     def _q(
         self,
@@ -268,10 +288,13 @@ def check_losses(name: str, losses: LossConfig, model: WorldActionConfig) -> Non
 
 
 @torch.no_grad()
-def world_model_accuracy(output: Output, tokens: Tensor, batch: Batch) -> Metrics:
-    """Share of next-frame tokens predicted right, all and changed ones; rewards found."""
-    assert output.observation_logits is not None and output.reward_logits is not None
-    predicted = output.observation_logits.argmax(-1)
+def world_model_accuracy(
+    predicted: Tensor, reward_logits: Tensor, tokens: Tensor, batch: Batch
+) -> Metrics:
+    """Share of next-frame tokens predicted right, all and changed ones; rewards found.
+
+    predicted (B, 36·L) tokens, reward_logits (B, L, 3), tokens (B, L, 36).
+    """
     targets = next_token_targets(tokens, batch.mask_padding)
     # Token k of a frame stands at predicting position 36·t + k - 1; the first frame, which no
     # frame precedes, is left out.
@@ -280,7 +303,7 @@ def world_model_accuracy(output: Output, tokens: Tensor, batch: Batch) -> Metric
     changed = real & (later != tokens[:, :-1].flatten(1))
     right = predicted == later
     rewarded = batch.mask_padding & (batch.rewards != 0)
-    found = output.reward_logits.argmax(-1) == batch.rewards.sign() + 1
+    found = reward_logits.argmax(-1) == batch.rewards.sign() + 1
     return {
         "accuracy/tokens": right[real].float().mean(),
         "accuracy/changed_tokens": right[changed].float().mean(),

@@ -58,6 +58,7 @@ class Output(NamedTuple):
 
     observation_logits stand at the 36 predicting positions of each block in order: 0 to 34
     predict tokens 1 to 35 of the same frame, the action position token 0 of the next frame.
+    `predicting` and `hints` are what they are computed from.
     """
 
     hidden: Tensor  # (B, N, D)
@@ -66,6 +67,8 @@ class Output(NamedTuple):
     end_logits: Tensor | None  # (B, L, 2)
     q_logits: Tensor | None  # (Q, B, L, A·Z); expected returns (Q, B, L, A) if not distributional
     target_q_logits: Tensor | None  # likewise, no gradient
+    predicting: Tensor | None = None  # (B, 36·L, D) activations at the predicting positions
+    hints: Tensor | None = None  # (B, 36·L) the previous frame's tokens there, if they are copied
 
 
 class Tables(NamedTuple):
@@ -224,12 +227,13 @@ class WorldActionModel(nn.Module):
         *,
         world: bool = True,
         q: bool = True,
+        token_logits: bool = True,
         detach_q: bool = False,
     ) -> Output:
         """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
 
-        `world` and `q` choose which heads to compute; with `detach_q` no gradient flows from the
-        Q head into the backbone.
+        `world` and `q` choose which heads to compute, `token_logits` whether the observation
+        logits among them; with `detach_q` no gradient flows from the Q head into the backbone.
         """
         B, L, _ = obs_tokens.shape
         assert L <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
@@ -237,19 +241,29 @@ class WorldActionModel(nn.Module):
         hidden = self.transformer(self.embed(obs_tokens, actions, games, hints))
         blocks = hidden.view(B, L, BLOCK_TOKENS, -1)
         last_observation, action = blocks[:, :, FRAME_TOKENS - 1], blocks[:, :, FRAME_TOKENS]
-        observation_logits = reward_logits = end_logits = q_logits = target = None
+        observation_logits = reward_logits = end_logits = q_logits = target = predicting = None
         if world:
             predicting = torch.cat([blocks[:, :, : FRAME_TOKENS - 1], blocks[:, :, -1:]], dim=2)
             predicting = predicting.reshape(B, L * FRAME_TOKENS, -1)
             if hints is not None:
                 hints = torch.cat([hints[..., : FRAME_TOKENS - 1], hints[..., -1:]], dim=-1)
                 hints = hints.reshape(B, L * FRAME_TOKENS)
-            observation_logits = self.predict_tokens(predicting, hints)
+            if token_logits:
+                observation_logits = self.predict_tokens(predicting, hints)
             reward_logits, end_logits = self.reward_head(action), self.end_head(action)
         if q:
             q_logits = self.q_head(last_observation.detach() if detach_q else last_observation)
             target = self.target_q_logits(last_observation)
-        return Output(hidden, observation_logits, reward_logits, end_logits, q_logits, target)
+        return Output(
+            hidden,
+            observation_logits,
+            reward_logits,
+            end_logits,
+            q_logits,
+            target,
+            predicting,
+            hints if world else None,
+        )
 
     @torch.no_grad()
     def target_q_logits(self, last_observation: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from jowa.learning.losses import (
     next_token_targets,
     project,
     squared_td_loss,
+    step_losses,
     td_loss,
-    world_model_losses,
 )
 
 SUPPORT = torch.linspace(-10, 30, 51, dtype=torch.float64)
@@ -243,25 +243,22 @@ def world_inputs(mask: Tensor, junk: float) -> list[Tensor]:
     """Logits and data whose padded part is zero (junk = 0) or wild."""
     torch.manual_seed(0)
     B, L = mask.shape
-    wide = mask.repeat_interleave(36, 1).unsqueeze(-1)
-    logits = [torch.randn(B, 36 * L, 7), torch.randn(B, L, 3), torch.randn(B, L, 2)]
-    logits = [torch.where(wide if x.shape[1] > L else mask.unsqueeze(-1), x, junk) for x in logits]
-    tokens = torch.randint(0, 7, (B, L, 36)).masked_fill(~mask.unsqueeze(-1), int(junk) % 7)
+    logits = [torch.randn(B, L, 3), torch.randn(B, L, 2)]
+    logits = [torch.where(mask.unsqueeze(-1), x, junk) for x in logits]
     rewards = torch.randint(-1, 2, (B, L)).float().masked_fill(~mask, 1.0 if junk else 0.0)
     ends = torch.where(mask, torch.zeros(B, L, dtype=torch.bool), bool(junk))
-    return [*[x.requires_grad_() for x in logits], tokens, rewards, ends]
+    return [*[x.requires_grad_() for x in logits], rewards, ends]
 
 
-def test_padding_contributes_nothing_to_the_world_model() -> None:
+def test_padding_contributes_nothing_to_rewards_and_ends() -> None:
     mask = right_padded([5, 2, 1])
     results = []
     for junk in (0.0, 40.0):
         inputs = world_inputs(mask, junk)
-        losses = world_model_losses(*inputs, mask, 3.0)
+        losses = step_losses(*inputs, mask, 3.0)
         sum(losses).backward()
-        results.append((*losses, *(x.grad for x in inputs[:3])))
-        assert (inputs[1].grad[~mask] == 0).all() and (inputs[2].grad[~mask] == 0).all()
-        assert (inputs[0].grad.view(3, 5, -1)[~mask] == 0).all()
+        results.append((*losses, *(x.grad for x in inputs[:2])))
+        assert (inputs[0].grad[~mask] == 0).all() and (inputs[1].grad[~mask] == 0).all()
     for calm, wild in zip(*results, strict=True):
         torch.testing.assert_close(calm, wild)
 
@@ -297,12 +294,12 @@ def test_padding_contributes_nothing_to_q(left: bool) -> None:
 def test_reward_weight_multiplies_only_steps_with_a_reward() -> None:
     mask = right_padded([4, 4])
     inputs = world_inputs(mask, 0.0)
-    rewards = inputs[4]
+    rewards = inputs[2]
     assert (rewards != 0)[mask].any() and (rewards == 0)[mask].any()
     with torch.no_grad():
         plain = torch.nn.functional.cross_entropy(
-            inputs[1].flatten(0, 1), rewards.flatten().long() + 1, reduction="none"
+            inputs[0].flatten(0, 1), rewards.flatten().long() + 1, reduction="none"
         ).view_as(rewards)
         weighted = torch.where(rewards != 0, 5.0 * plain, plain)[mask].mean()
-        got = world_model_losses(*inputs, mask, 5.0).reward
+        got, _ = step_losses(*inputs, mask, 5.0)
     torch.testing.assert_close(got, weighted)

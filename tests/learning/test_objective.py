@@ -13,7 +13,7 @@ from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.learning.objective import LossConfig, Objective, world_model_accuracy
 from jowa.models.patch_tokenizer import PatchTokenizer
-from jowa.models.world_action import Output, WorldActionModel
+from jowa.models.world_action import WorldActionModel
 
 NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
 STAGE1 = LossConfig(tokenizer=1.0, world_model=1.0)
@@ -132,9 +132,8 @@ def test_accuracies_count_next_frames_only_and_no_padding(
     reward_logits = torch.nn.functional.one_hot(batch.rewards.long() + 1, 3).float()
 
     def measure(predicted: torch.Tensor) -> dict[str, float]:
-        logits = torch.nn.functional.one_hot(predicted, 24).float()
-        output = Output(torch.zeros(0), logits, reward_logits, torch.zeros(0), None, None)
-        return {k: float(v) for k, v in world_model_accuracy(output, tokens, batch).items()}
+        found = world_model_accuracy(predicted, reward_logits, tokens, batch)
+        return {name: float(value) for name, value in found.items()}
 
     counted = 36 * (2 + 1)
     assert measure(prophet)["accuracy/tokens"] == 1.0

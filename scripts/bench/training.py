@@ -1,0 +1,205 @@
+"""Speed of a training step, as a share of what the machine's matrix products allow.
+
+    python scripts/bench/training.py [--sizes nano jowa_40m] [--batch 16] [--device cuda]
+
+For each size: our step of stage 2 (world model and Q on tokens) beside the same model trained
+plainly (eager, float32, no fused kernels), in turns in one process; tokens a second, FLOPs a
+token, share of the measured bfloat16 matrix-product rate, peak memory, share of the time spent
+waiting for data. The floor is the time of the step's matrix products alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from jowa.cli import composed
+from jowa.config import PretrainConfig
+from jowa.data.segments import Batch
+from jowa.games import GAMES
+from jowa.learning import objective as objectives
+from jowa.learning.compute import Compute, ComputeConfig, resolve
+from jowa.learning.losses import IGNORE
+from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.optim import OptimizerConfig, build_optimizer
+from jowa.learning.step import Step
+from jowa.models.tokenizers import build_tokenizer
+from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionConfig, WorldActionModel
+
+FRAMES = 8
+
+
+def random_batch(size: int, vocabulary: int) -> Batch:
+    """Full segments of random tokens of three games."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([GAMES[name].id for name in ("Pong", "Breakout", "Boxing")])
+    shape = (size, FRAMES)
+    nowhere = torch.zeros(shape, dtype=torch.bool)
+    return Batch(
+        observations=torch.randint(0, vocabulary, (*shape, FRAME_TOKENS), generator=generator),
+        actions=torch.randint(0, 18, shape, generator=generator),
+        rewards=torch.randint(-1, 2, shape, generator=generator).float(),
+        ends=nowhere,
+        mask_padding=~nowhere,
+        games=ids[torch.arange(size) % len(ids)],
+        imagined=nowhere,
+        keys=torch.arange(size),
+    )
+
+
+def flops_per_token(config: WorldActionConfig) -> float:
+    """Multiplications and additions of forward and backward, by sequence token, matrix products
+    only: 6 for each weight a token meets, 6·N·D·layers for (causal) attention over N tokens."""
+    D, layers = config.transformer.width, config.transformer.layers
+    N = FRAMES * BLOCK_TOKENS
+    blocks = layers * 12 * D * D
+    heads = (D * D + D * config.vocabulary) * FRAME_TOKENS / BLOCK_TOKENS
+    heads += (2 * D * D + 5 * D) / BLOCK_TOKENS
+    atoms = config.atoms if config.distributional else 1
+    q_layers = D * config.q_width + config.q_width**2 + config.q_width * 18 * atoms
+    q = config.q_members * q_layers / BLOCK_TOKENS
+    # The target head is a forward pass only.
+    attention = layers * N * D
+    return 6.0 * (blocks + heads + attention) + 8.0 * q
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a large matrix product."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    best = min(timed(device, lambda: a @ b) for _ in range(8))
+    return 2.0 * n**3 / best
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def plain_token_loss(
+    features: Tensor,
+    layer: nn.Linear,
+    targets: Tensor,
+    gates: Tensor | None = None,
+    hints: Tensor | None = None,
+) -> Tensor:
+    """What `token_loss` computes, with all logits in memory."""
+    logits = layer(features)
+    if gates is not None and hints is not None:
+        known = (hints < logits.shape[1]) * gates
+        index = hints.clamp(max=logits.shape[1] - 1).unsqueeze(1)
+        logits = logits.scatter_add(1, index, known.unsqueeze(1))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+
+class Plain:
+    """The same model trained without anything that this project does for speed."""
+
+    def __init__(self, objective: Objective, compute: Compute) -> None:
+        self.objective, self.device = objective, compute.device
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, foreach=False, fused=False)
+        self.parameters = parameters
+
+    def __call__(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        lean, objectives.token_loss = objectives.token_loss, plain_token_loss
+        loss, metrics, _ = self.objective(batch)
+        objectives.token_loss = lean
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=False)
+        self.optimizer.step()
+        float(metrics["loss/total"])
+
+
+def measure(size: str, options: argparse.Namespace, compute: Compute) -> dict[str, Any]:
+    recipe = ["model=nano"] if size == "nano" else ["experiment=published", f"model={size}"]
+    config = OmegaConf.to_object(composed("pretrain", [*recipe, "run=-", "data.games=[Pong]"]))
+    assert isinstance(config, PretrainConfig)
+    losses = LossConfig(world_model=0.1, q=1.0)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(config.tokenizer).requires_grad_(False)
+    model = WorldActionModel(config.model)
+    objective = Objective(tokenizer, model, losses).to(compute.device).train()
+    objective.freeze_unused()
+    batch = random_batch(options.batch, config.model.vocabulary)
+    here = batch.to(compute.device)
+    step = Step(
+        objective,
+        build_optimizer(objective, OptimizerConfig()),
+        OptimizerConfig(),
+        compute,
+        10**6,
+        1000,
+        options.compile,
+    )
+    ways: dict[str, Callable[[], object]] = {"ours": lambda: step(here, 0, False)}
+    if not options.alone:
+        plain = Plain(copy.deepcopy(objective), compute)
+        ways["plain"] = lambda: plain(here)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(options.turns + 2):
+        for name, work in ways.items():
+            seconds = timed(compute.device, work)
+            if turn >= 2:  # the first compile and warm up
+                times[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    tokens = options.batch * FRAMES * BLOCK_TOKENS
+    flops = flops_per_token(config.model)
+    return {
+        "size": size,
+        "batch": options.batch,
+        "milliseconds": {name: round(1e3 * m, 2) for name, m in medians.items()},
+        "speedup": round(medians["plain"] / medians["ours"], 2) if "plain" in medians else None,
+        "tokens_per_second": round(tokens / medians["ours"]),
+        "mflops_per_token": round(flops / 1e6, 2),
+        "flops_per_second": tokens * flops / medians["ours"],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=["nano"])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="0 is one a core")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="leave the plain way out")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    compute = resolve(ComputeConfig(options.device, options.dtype, options.threads))
+    rates = {str(d): matmul_rate(compute.device, d) for d in (torch.float32, torch.bfloat16)}
+    print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()})
+    rows = []
+    for size in options.sizes:
+        row = measure(size, options, compute)
+        row["utilisation"] = round(row["flops_per_second"] / rates["torch.bfloat16"], 3)
+        rows.append(row)
+        print(row)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
