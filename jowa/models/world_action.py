@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
 from jowa.models.heads import QEnsemble, classifier
-from jowa.models.transformer import KVCache, Transformer, TransformerConfig
+from jowa.models.transformer import Transformer, TransformerConfig
 
 FRAME_TOKENS = 36
 BLOCK_TOKENS = FRAME_TOKENS + 1
@@ -180,11 +180,16 @@ class WorldActionModel(nn.Module):
         return self.summary(both.flatten(-2))
 
     def embed(
-        self, obs_tokens: Tensor, actions: Tensor, games: Tensor, hints: Tensor | None
+        self,
+        obs_tokens: Tensor,
+        actions: Tensor,
+        games: Tensor,
+        hints: Tensor | None,
+        tables: Tables | None = None,
     ) -> Tensor:
         """(B, 37·L, D) from whole blocks: obs_tokens (B, L, 36), actions (B, L), games (B,)."""
         B, L, _ = obs_tokens.shape
-        tables = self.tables()
+        tables = tables or self.tables()
         observations = F.embedding(obs_tokens, tables.observation)
         acts = self.action_embedding(actions).unsqueeze(2)
         if self.config.task_embedding:
@@ -240,42 +245,34 @@ class WorldActionModel(nn.Module):
         return self.target_q_head(last_observation.detach())
 
     def predict_tokens(self, hidden: Tensor, hints: Tensor | None) -> Tensor:
-        """Logits (B, M, V) of the token that each of M activations (B, M, D) predicts."""
+        """Logits (..., V) of the token that each activation (..., D) predicts; hints (...)."""
         logits = self.observation_head(hidden)
         if hints is not None:
             gate = self.copy_gate(hidden).to(logits.dtype)
             known = hints < self.config.vocabulary
             index = hints.clamp(max=self.config.vocabulary - 1).unsqueeze(-1)
-            logits = logits.scatter_add(-1, index, gate * known.unsqueeze(-1))
+            logits = logits.scatter_add_(-1, index, gate * known.unsqueeze(-1))
         return logits
 
-    def extend(
-        self,
-        cache: KVCache,
-        tokens: Tensor,
-        hints: Tensor | None,
-        games: Tensor,
-        tables: Tables,
-        *,
-        action: bool = False,
-        summary: Tensor | None = None,
+    def embed_block(
+        self, actions: Tensor, previous: Tensor, games: Tensor, starts: Tensor, tables: Tables
     ) -> Tensor:
-        """Activations (B, M, D) of M tokens (B, M) that follow those in the cache.
+        """(R, 37, D): an action and the frame after it, but for what the frame's own tokens add.
 
-        All are observation tokens of one frame, or with `action` the action that ends a block.
-        `summary` (B, D) is that of a frame whose last token is the last of them.
+        From actions (R,), the frames before them `previous` (R, 36), games (R,) and the position
+        `starts` (R,) of the actions. Position k > 0 still lacks the observation table's row of the
+        frame's token k - 1, the last one also the frame's summary.
         """
-        start, M = cache.length, tokens.shape[1]
-        table = self.action_embedding.weight if action else tables.observation
-        x = F.embedding(tokens, table) + self.position_embedding.weight[start : start + M]
+        within = torch.arange(BLOCK_TOKENS, device=starts.device)
+        x = F.embedding(starts.unsqueeze(1) + within, self.position_embedding.weight)
+        if tables.hint is not None:
+            x = x + F.embedding(F.pad(previous, (0, 1), value=self.config.vocabulary), tables.hint)
+        acts = self.action_embedding(actions)
         if self.config.task_embedding:
-            task = self.task_action_embedding if action else self.task_observation_embedding
-            x = x + task(games)[:, None]
-        if tables.hint is not None and hints is not None:
-            x = x + F.embedding(hints, tables.hint)
-        if summary is not None:
-            x = torch.cat([x[:, :-1], x[:, -1:] + summary.unsqueeze(1)], dim=1)
-        return self.transformer(x, cache)
+            acts = acts + self.task_action_embedding(games)
+            x[:, 1:] += self.task_observation_embedding(games).unsqueeze(1)
+        x[:, 0] += acts
+        return x
 
     def probabilities(self, q_logits: Tensor) -> Tensor:
         """The ensemble's mean distribution (..., A, Z), in float32, of logits (Q, ..., A·Z)."""
