@@ -35,10 +35,11 @@ def evaluate(config: EvaluateConfig) -> Path:
     out = Path(config.out)
     scores = ScoreFile.load(out) if out.exists() else ScoreFile()
     settings = make_settings(
-        planner="greedy" if config.planner.horizon == 0 else "beam",
+        planner=config.planner.name,
         beam_width=config.planner.beam_width,
         horizon=config.planner.horizon,
         context=config.planner.context,
+        **config.planner.options,
         **_protocol(config),
     )
     identity = {stem: saved.state["sha256"][stem] for stem in ("model", "tokenizer")}

@@ -25,7 +25,8 @@ class Cache:
     """Keys and values a layer: prefix (H, B, P, d) and tail (H, R, S, d), `filled` of S tokens.
 
     Row r belongs to environment r // N. `prefix_mask` (B, 1, P) is -inf at keys that are padding,
-    `tail_mask` (R, 1, filled) likewise; None where none is.
+    `tail_mask` (R, 1, filled) likewise; None where none is. `causal` (S, S) is -inf above its
+    diagonal.
     """
 
     prefix_keys: list[Tensor]
@@ -33,6 +34,7 @@ class Cache:
     prefix_mask: Tensor | None
     tail_keys: list[Tensor]
     tail_values: list[Tensor]
+    causal: Tensor
     tail_mask: Tensor | None = None
     filled: int = 0
 
@@ -62,6 +64,7 @@ class Cache:
             self.prefix_mask,
             gather(self.tail_keys),
             gather(self.tail_values),
+            self.causal,
             mask,
             self.filled,
         )
@@ -137,7 +140,10 @@ def prefill(
     padded = bool((last < P - 1).any()) if last.device.type == "cpu" else True
     prefix_mask = padding_mask(real.unsqueeze(1), keys[0].dtype) if padded else None
     tails = [keys[0].new_empty(H, B, capacity, d) for _ in range(2 * len(keys))]
-    cache = Cache(keys, values, prefix_mask, tails[: len(keys)], tails[len(keys) :])
+    causal = padding_mask(
+        torch.ones(capacity, capacity, dtype=torch.bool, device=last.device).tril(), keys[0].dtype
+    )
+    cache = Cache(keys, values, prefix_mask, tails[: len(keys)], tails[len(keys) :], causal)
     return cache, transformer.ln_f(x_BPD)[:, 0]
 
 
@@ -221,20 +227,17 @@ def _tails(cache: Cache, layer: int, window: Window) -> Pair:
 
 def _masks(cache: Cache, window: Window, heads: int) -> tuple[Tensor | None, Tensor | None]:
     """Masks to add to the scores of prefix and tail; None where all is seen."""
-    prefix, gaps, keys = cache.prefix_mask, cache.tail_mask, cache.tail_keys[0]
+    prefix, gaps, causal = cache.prefix_mask, cache.tail_mask, None
     if prefix is not None:
         if window.environments is not None:
             prefix = prefix[window.environments]
         prefix = prefix.repeat(heads, 1, 1)
-    width = window.last - window.first
-    causal = None
-    if width > 1 or gaps is not None:
-        end = cache.filled + window.last
-        seen = torch.ones(width, end, dtype=torch.bool, device=keys.device)
-        causal = padding_mask(seen.tril(cache.filled + window.first), keys.dtype)
-    if gaps is None or causal is None:
+    begin, end = cache.filled + window.first, cache.filled + window.last
+    if end - begin > 1:
+        causal = cache.causal[begin:end, :end]
+    if gaps is None:
         return prefix, causal
     if window.rows is not None:
         gaps = gaps[window.rows]
     gaps = F.pad(gaps, (0, window.last))
-    return prefix, (gaps + causal).repeat(heads, 1, 1)
+    return prefix, (gaps if causal is None else gaps + causal).repeat(heads, 1, 1)

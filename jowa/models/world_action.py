@@ -67,8 +67,9 @@ class Output(NamedTuple):
 class Tables(NamedTuple):
     """Embedding tables as they are looked up, so that decoding computes them once."""
 
-    observation: Tensor  # (V, D)
+    observation: Tensor  # (V + 1, D), last row zeros: the place is not an observation's
     hint: Tensor | None  # (V + 1, D), last row: there is no previous frame
+    codes: Tensor | None  # (V + 1, C), the codebook and a row of zeros
 
 
 class WorldActionModel(nn.Module):
@@ -152,14 +153,15 @@ class WorldActionModel(nn.Module):
 
     def tables(self) -> Tables:
         """The embedding of each observation token, as itself and as a hint."""
-        observation, hint = self.observation_embedding.weight, None
+        observation, hint, codes = self.observation_embedding.weight, None, None
         if self.config.codebook_width:
             observation = observation + self.codebook_projection(self.codebook).float()
+            codes = F.pad(self.codebook, (0, 0, 0, 1))
         if self.config.copy_previous:
             hint = self.hint_embedding.weight
             if self.config.codebook_width:
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
-        return Tables(observation, hint)
+        return Tables(F.pad(observation, (0, 0, 0, 1)), hint, codes)
 
     def previous_frames(self, obs_tokens: Tensor) -> Tensor:
         """(B, L, 36): the frame before each of (B, L, 36); V where there is none."""
@@ -172,11 +174,11 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def summarise(self, frame: Tensor, previous: Tensor) -> Tensor:
+    def summarise(self, frame: Tensor, previous: Tensor, tables: Tables) -> Tensor:
         """(..., D) to add at the last token of frames (..., 36) that follow `previous` (..., 36),
         whose tokens are V where there is none."""
-        codes = F.pad(self.codebook, (0, 0, 0, 1))
-        both = F.embedding(torch.cat([frame, previous], dim=-1), codes)
+        assert tables.codes is not None
+        both = F.embedding(torch.cat([frame, previous], dim=-1), tables.codes)
         return self.summary(both.flatten(-2))
 
     def embed(
@@ -196,7 +198,7 @@ class WorldActionModel(nn.Module):
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
         if self.config.summary_width:
-            summary = self.summarise(obs_tokens, self.previous_frames(obs_tokens))
+            summary = self.summarise(obs_tokens, self.previous_frames(obs_tokens), tables)
             last = observations[:, :, -1:] + summary.unsqueeze(2).to(observations.dtype)
             observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)

@@ -77,7 +77,7 @@ def plain(block: Block) -> Frame:
     for k in range(BLOCK_TOKENS):
         x = block.embed(block.base[:, k], token)
         if k == FRAME_TOKENS and model.config.summary_width:
-            x = x + model.summarise(torch.stack(tokens, 1), block.previous)
+            x = x + model.summarise(torch.stack(tokens, 1), block.previous, block.tables)
         hidden = extend(model.transformer, x, block.cache, Window(k, k + 1))
         if k == 0:
             action_hidden = hidden
@@ -112,7 +112,7 @@ def drafted(block: Block, count: Callable[[int], None]) -> Frame:
         count(len(work.at))
         x = block.embed(base[work.at], flat[work.at])
         if block.model.config.summary_width:
-            now = tokens[work.rows, 1:], block.previous[work.rows]
+            now = tokens[work.rows, 1:], block.previous[work.rows], block.tables
             x.index_add_(0, work.ends, block.model.summarise(*now).to(x.dtype))
         hidden = extend(block.model.transformer, x, block.cache, work.window)
         hidden_last[work.rows] = hidden[work.ends].to(hidden_last.dtype)
@@ -216,6 +216,19 @@ class Decoder:
     _seconds: dict[tuple[int, ...], dict[str, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: {"drafted": [], "plain": []})
     )
+
+    _tables: tuple[tuple[object, ...], Tables] | None = None
+
+    def tables(self, model: WorldActionModel) -> Tables:
+        """The model's tables, computed once for as long as its weights stay what they are."""
+        weights = [*model.parameters(), *model.buffers()]
+        if any(weight.is_inference() for weight in weights):
+            return model.tables()  # nothing tells when such weights change
+        precision = torch.is_autocast_enabled(model.support.device.type)
+        state = (id(model), precision, *((w.data_ptr(), w._version) for w in weights))
+        if self._tables is None or self._tables[0] != state:
+            self._tables = state, model.tables()
+        return self._tables[1]
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

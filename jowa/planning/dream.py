@@ -61,16 +61,15 @@ class Dream:
             order = (torch.arange(T, device=games.device) - lengths.unsqueeze(1)) % T
             obs_tokens = obs_tokens.gather(1, order.unsqueeze(-1).expand_as(obs_tokens))
             actions = actions.gather(1, order)
-        tables = model.tables()
+        decoder = decoder or Decoder()
+        tables = decoder.tables(model)
         hints = model.hints(obs_tokens) if model.config.copy_previous else None
         x = model.embed(obs_tokens, actions, games, hints, tables)
         position = lengths * BLOCK_TOKENS - 1
         cache, hidden = prefill(
             model.transformer, x[:, :-1], position - 1, capacity=steps * BLOCK_TOKENS
         )
-        # The added row embeds the place of the action.
-        tables = tables._replace(observation=F.pad(tables.observation, (0, 0, 0, 1)))
-        return cls(model, decoder or Decoder(), tables, cache, games, frame, hidden, position)
+        return cls(model, decoder, tables, cache, games, frame, hidden, position)
 
     def branch(self, rows: Tensor, siblings: int = 1) -> Dream:
         """The dream whose row i goes on from this one's row `rows[i]` of the same environment;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jowa.models.decoding import Cache, Window, extend, padding_mask, prefill
+from jowa.models.decoding import Window, extend, padding_mask, prefill
 from jowa.models.transformer import Transformer, TransformerConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -84,15 +84,7 @@ def test_gaps_in_a_tail_are_not_seen() -> None:
     extend(model, new[:, :3].reshape(-1, WIDTH), cache, Window(0, 3))
     cache.filled = 3
     real = torch.tensor([[True, True, True], [True, False, False]])
-    cache = Cache(
-        cache.prefix_keys,
-        cache.prefix_values,
-        None,
-        cache.tail_keys,
-        cache.tail_values,
-        padding_mask(real.unsqueeze(1), torch.float32),
-        filled=3,
-    )
+    cache.tail_mask = padding_mask(real.unsqueeze(1), torch.float32)
     hidden = extend(model, new[:, 3:].reshape(-1, WIDTH), cache, Window(0, 2)).view(2, 2, WIDTH)
     whole = model(torch.cat([context[:1], new[:1]], 1))[0, 7:]
     short = model(torch.cat([context[1:], new[1:, :1], new[1:, 3:]], 1))[0, 5:]

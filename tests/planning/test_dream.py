@@ -163,6 +163,19 @@ def test_auto_times_both_decodes_and_then_keeps_to_one(
     assert passes[TRIALS + 1] in (37, both - 37)
 
 
+def test_a_decoder_notices_new_weights(make_model: Maker, contexts: Contexts) -> None:
+    model, other = make_model(seed=1, scale=4.0, **ALL), make_model(seed=2, scale=4.0, **ALL)
+    frames, actions, games = contexts
+    decoder = Decoder("drafted")
+    for change in (lambda: None, lambda: model.load_state_dict(other.state_dict())):
+        change()
+        with torch.inference_mode():
+            used = Dream.start(model, frames, actions, games, 0, decoder=decoder)
+            fresh = Dream.start(model, frames, actions, games, 0)
+        assert used.tables is decoder.tables(model)
+        assert torch.equal(used.hidden, fresh.hidden)
+
+
 def test_an_unknown_decode_is_refused() -> None:
     with pytest.raises(UserError, match="drafted"):
         Decoder("fast")
