@@ -5,17 +5,19 @@ E environments, c context frames.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jowa.errors import UserError
 from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
+from jowa.models.heads import EnsembleLinear
 from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.transformer import TransformerConfig
@@ -104,7 +106,7 @@ class Agent:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         planner.validate()
-        self.tokenizer, self.model = tokenizer.eval(), model.eval()
+        self.tokenizer, self.model = tokenizer.eval(), for_inference(model.eval(), dtype)
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
         self.decoder = Decoder(planner.decode)
@@ -206,6 +208,18 @@ class Agent:
                     **options,
                 )
             return plan(*args, planner.beam_width, planner.horizon, planner.gamma, **options)
+
+
+def for_inference(model: WorldActionModel, dtype: torch.dtype) -> WorldActionModel:
+    """The model itself for float32; else a copy whose linear maps hold their weights in `dtype`,
+    so that autocast need not convert them for every decision."""
+    if dtype == torch.float32:
+        return model
+    lowered = copy.deepcopy(model)
+    for module in lowered.modules():
+        if isinstance(module, nn.Linear | EnsembleLinear):
+            module.to(dtype)
+    return lowered
 
 
 def build(saved: Checkpoint, fresh: bool = False) -> tuple[PatchTokenizer, WorldActionModel]:

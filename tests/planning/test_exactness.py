@@ -1,6 +1,7 @@
 """The planner decides as a plain search does: random games, contexts, widths, horizons, options.
 
-PLAN_CASES=5000 runs thousands of cases instead of a few.
+PLAN_CASES=5000 runs thousands of cases instead of a few; PLAN_PATHS bounds the imagined frames of
+one, which is what takes the plain search its time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jowa.planning.beam import Plan, plan
 from jowa.planning.decode import Decoder
 
 CASES = int(os.environ.get("PLAN_CASES", "12"))
+PATHS = int(os.environ.get("PLAN_PATHS", "40"))
 GAMMA = 0.9
 
 
@@ -61,9 +63,9 @@ def cases(draw: st.DrawFn) -> Case:
     width = draw(st.integers(1, 18))
     # Paths to imagine, so that the plain search ends in time.
     paths = 1 if horizon == 0 else width + (horizon - 1) * width**2
-    budget = 16 if horizon == 0 else 80
-    if paths > budget:
-        width = draw(st.integers(1, 4 if horizon > 2 else 6))
+    budget = 16 if horizon == 0 else PATHS
+    while paths > budget:
+        width = width // 2 if paths > 4 * budget else width - 1
         paths = width + (horizon - 1) * width**2
     rows = draw(st.integers(1, max(1, min(16, budget // paths))))
     return Case(
