@@ -8,7 +8,7 @@ V observation tokens, A = 18 actions, Z atoms, Q ensemble members.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -174,12 +174,22 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def summarise(self, frame: Tensor, previous: Tensor, tables: Tables) -> Tensor:
-        """(..., D) to add at the last token of frames (..., 36) that follow `previous` (..., 36),
-        whose tokens are V where there is none."""
+    def summarise(self, frame: Tensor, before: Tensor, tables: Tables) -> Tensor:
+        """(..., D) to add at the last token of frames (..., 36), `before` being what
+        `summary_of_previous` makes of the frames that they follow."""
+        first = cast(nn.Linear, self.summary[0])
+        inputs = F.linear(self._codes(frame, tables), first.weight[:, : first.in_features // 2])
+        return self.summary[1:](inputs + before)
+
+    def summary_of_previous(self, previous: Tensor, tables: Tables) -> Tensor:
+        """What the frames before, tokens (..., 36) or V where there is none, add to summaries."""
+        first = cast(nn.Linear, self.summary[0])
+        weight = first.weight[:, first.in_features // 2 :]
+        return F.linear(self._codes(previous, tables), weight, first.bias)
+
+    def _codes(self, frame: Tensor, tables: Tables) -> Tensor:
         assert tables.codes is not None
-        both = F.embedding(torch.cat([frame, previous], dim=-1), tables.codes)
-        return self.summary(both.flatten(-2))
+        return F.embedding(frame, tables.codes).flatten(-2)
 
     def embed(
         self,
@@ -198,7 +208,8 @@ class WorldActionModel(nn.Module):
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
         if self.config.summary_width:
-            summary = self.summarise(obs_tokens, self.previous_frames(obs_tokens), tables)
+            before = self.summary_of_previous(self.previous_frames(obs_tokens), tables)
+            summary = self.summarise(obs_tokens, before, tables)
             last = observations[:, :, -1:] + summary.unsqueeze(2).to(observations.dtype)
             observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)

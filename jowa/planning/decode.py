@@ -7,7 +7,6 @@ activation at position k predicts the token at k + 1.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from jowa.errors import UserError
 from jowa.models.decoding import Cache, Window, extend
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
 
+Integers = NDArray[np.int64]
 MODES = ("auto", "drafted", "plain")
 TRIALS = 3  # timed frames of each decode before `auto` settles on one
 
@@ -77,7 +77,8 @@ def plain(block: Block) -> Frame:
     for k in range(BLOCK_TOKENS):
         x = block.embed(block.base[:, k], token)
         if k == FRAME_TOKENS and model.config.summary_width:
-            x = x + model.summarise(torch.stack(tokens, 1), block.previous, block.tables)
+            before = model.summary_of_previous(block.previous, block.tables)
+            x = x + model.summarise(torch.stack(tokens, 1), before, block.tables)
         hidden = extend(model.transformer, x, block.cache, Window(k, k + 1))
         if k == 0:
             action_hidden = hidden
@@ -88,14 +89,14 @@ def plain(block: Block) -> Frame:
     return Frame(torch.stack(tokens, 1), action_hidden, hidden)
 
 
-def drafted(block: Block, count: Callable[[int], None]) -> Frame:
+def drafted(block: Block, siblings: int, count: Callable[[int], None]) -> Frame:
     """Guesses whole frames and checks them, until nothing changes.
 
     A pass computes all positions at once from the tokens guessed so far. What a position then
     predicts is right if all tokens before it are, so every pass settles at least one more token,
     and usually most; settled tokens stay in the cache and settled rows drop out. The first draft
-    is the frame before; all but the first of siblings start one pass later, from the guess of the
-    first. `count` is told the number of tokens of each pass.
+    is the frame before; all but the first of every `siblings` rows start one pass later, from the
+    guess of the first. `count` is told the number of tokens of each pass.
     """
     R, V = block.rows, block.model.config.vocabulary
     device, D = block.base.device, block.base.shape[-1]
@@ -105,15 +106,17 @@ def drafted(block: Block, count: Callable[[int], None]) -> Frame:
     base = block.base.reshape(-1, D)
     action_hidden = block.base.new_empty(R, D)
     hidden_last = block.base.new_empty(R, D)
-    waiting = np.arange(R) % block.siblings > 0
+    if block.model.config.summary_width:
+        before = block.model.summary_of_previous(block.previous, block.tables)
+    waiting = np.arange(R) % siblings > 0
     start = np.where(waiting, BLOCK_TOKENS, 0)  # the first position to compute
     while True:
         work = _Work.of(start, block.cache, device)
         count(len(work.at))
         x = block.embed(base[work.at], flat[work.at])
         if block.model.config.summary_width:
-            now = tokens[work.rows, 1:], block.previous[work.rows], block.tables
-            x.index_add_(0, work.ends, block.model.summarise(*now).to(x.dtype))
+            summary = block.model.summarise(tokens[work.rows, 1:], before[work.rows], block.tables)
+            x.index_add_(0, work.ends, summary.to(x.dtype))
         hidden = extend(block.model.transformer, x, block.cache, work.window)
         hidden_last[work.rows] = hidden[work.ends].to(hidden_last.dtype)
         first = np.flatnonzero(start == 0)
@@ -131,7 +134,7 @@ def drafted(block: Block, count: Callable[[int], None]) -> Frame:
         np.minimum.at(start, changed // BLOCK_TOKENS, changed % BLOCK_TOKENS)
         if waiting.any():
             followers = np.flatnonzero(waiting)
-            leaders = torch.from_numpy(followers - followers % block.siblings).to(device)
+            leaders = torch.from_numpy(followers - followers % siblings).to(device)
             tokens[torch.from_numpy(followers).to(device)] = tokens[leaders]
             start[waiting] = 0
             waiting[:] = False
@@ -151,7 +154,7 @@ class _Work:
     window: Window
 
     @classmethod
-    def of(cls, start: NDArray[np.int64], cache: Cache, device: torch.device) -> _Work:
+    def of(cls, start: Integers, cache: Cache, device: torch.device) -> _Work:
         """Row r is to be computed from position `start[r]` on (37: not at all)."""
         rows = np.flatnonzero(start < BLOCK_TOKENS)
         first = int(start[rows].min())
@@ -162,70 +165,86 @@ class _Work:
         ends = np.cumsum(needed.sum(1)) - 1
         predicting = np.flatnonzero(w < width - 1)
 
-        def tensor(array: NDArray[np.int64]) -> Tensor:
+        def tensor(array: Integers) -> Tensor:
             return torch.from_numpy(array).to(device)
 
         window = Window(first, BLOCK_TOKENS)
         if len(at) < len(start) * width:
-            per_environment = cache.rows // cache.environments
-            environments, group, counts = np.unique(
-                rows // per_environment, return_inverse=True, return_counts=True
-            )
-            n = int(counts.max())
-            full = n == per_environment  # then every row keeps its own place
-            rank = np.arange(len(rows)) - (np.cumsum(counts) - counts)[group]
-            place = group * n + (rows % per_environment if full else rank)
-            grid = np.repeat(environments * per_environment, n)
-            if full:
-                grid += np.tile(np.arange(n), len(environments))
-            grid[place] = rows
+            environments, place, grid = _grid(rows, cache)
             cells = place[i] * width + w
             tokens = np.zeros(len(grid) * width, dtype=np.int64)
             tokens[cells] = np.arange(len(at))
-            whole = len(environments) == cache.environments
             window = Window(
                 first,
                 BLOCK_TOKENS,
-                environments=None if whole else tensor(environments),
-                rows=None if full and whole else tensor(grid),
+                environments=None
+                if _counts_up(environments, cache.environments)
+                else tensor(environments),
+                rows=None if _counts_up(grid, cache.rows) else tensor(grid),
                 cells=tensor(cells),
                 tokens=tensor(tokens),
                 slots=tensor(rows[i] * cache.tail_keys[0].shape[2] + first + w),
             )
         return cls(tensor(at), tensor(rows), tensor(ends), tensor(predicting), window)
 
-    def begins(self, start: NDArray[np.int64]) -> Tensor:
+    def begins(self, start: Integers) -> Tensor:
         """Where in `at` the actions of the rows that begin at position 0 stand."""
         lengths = BLOCK_TOKENS - start[start < BLOCK_TOKENS]
         begins = (np.cumsum(lengths) - lengths)[lengths == BLOCK_TOKENS]
         return torch.from_numpy(begins).to(self.at.device)
 
 
+def _grid(rows: Integers, cache: Cache) -> tuple[Integers, Integers, Integers]:
+    """Places the unsettled `rows` in a grid (B', n): the environment of each of B', the rows'
+    places, and the row at every place (any of the environment's at padding). Rows of an environment
+    stand together, so that they share its prefix."""
+    N = cache.rows // cache.environments
+    environments, group, counts = np.unique(rows // N, return_inverse=True, return_counts=True)
+    n = int(counts.max())
+    if n == N:  # then every row keeps its own place
+        grid = (environments[:, None] * N + np.arange(N)).flatten()
+        return environments, group * N + rows % N, grid
+    place = group * n + np.arange(len(rows)) - (np.cumsum(counts) - counts)[group]
+    grid = np.repeat(environments * N, n)
+    grid[place] = rows
+    return environments, place, grid
+
+
+def _counts_up(array: Integers, length: int) -> bool:
+    """Whether it is 0, 1, ... length - 1."""
+    return len(array) == length and bool((array == np.arange(length)).all())
+
+
 @dataclass
 class Decoder:
     """Decodes blocks by one of MODES and counts what it did.
 
-    `auto` times both decodes on the first few frames of every shape (rows, environments and cached
-    tokens) and then keeps to the faster. Tokens do not depend on the choice.
+    Where there is a choice (plain or drafted, siblings together or one pass later) every way is
+    timed on the first few frames of every shape (rows, cached tokens), and then the fastest is kept
+    to. Tokens do not depend on it.
     """
 
     mode: str = "auto"
     frames: int = 0
     passes: int = 0
     tokens: int = 0
-    _seconds: dict[tuple[int, ...], dict[str, list[float]]] = field(
-        default_factory=lambda: defaultdict(lambda: {"drafted": [], "plain": []})
-    )
-
+    _seconds: dict[tuple[object, ...], dict[int, list[float]]] = field(default_factory=dict)
     _tables: tuple[tuple[object, ...], Tables] | None = None
 
     def tables(self, model: WorldActionModel) -> Tables:
         """The model's tables, computed once for as long as its weights stay what they are."""
-        weights = [*model.parameters(), *model.buffers()]
+        config = model.config
+        weights = [model.observation_embedding.weight]
+        if config.codebook_width:
+            weights += [model.codebook, model.codebook_projection.weight]
+        if config.copy_previous:
+            weights.append(model.hint_embedding.weight)
+            if config.codebook_width:
+                weights.append(model.hint_projection.weight)
         if any(weight.is_inference() for weight in weights):
             return model.tables()  # nothing tells when such weights change
         precision = torch.is_autocast_enabled(model.support.device.type)
-        state = (id(model), precision, *((w.data_ptr(), w._version) for w in weights))
+        state = (model, precision, [(w.data_ptr(), w._version) for w in weights])
         if self._tables is None or self._tables[0] != state:
             self._tables = state, model.tables()
         return self._tables[1]
@@ -236,26 +255,31 @@ class Decoder:
 
     def __call__(self, block: Block) -> Frame:
         self.frames += block.rows
-        if self.mode != "auto":
-            return self._run(self.mode, block)
-        cache = block.cache
+        # A way is the number of siblings of which the first goes ahead; 0 is plain decoding.
+        ways = [] if self.mode == "drafted" else [0]
+        if self.mode != "plain":
+            ways += sorted({1, block.siblings})
+        if len(ways) == 1:
+            return self._run(ways[0], block)
+        prefix = block.cache.prefix_keys[0]
         # Rows by powers of two: environments finish one by one.
-        shape = (block.rows.bit_length(), cache.prefix_keys[0].shape[2], cache.filled)
-        seconds = self._seconds[*shape, torch.get_num_threads(), hash(cache.prefix_keys[0].dtype)]
-        if len(seconds["plain"]) > TRIALS:
-            faster = min(seconds, key=lambda mode: float(np.median(seconds[mode][1:])))
-            return self._run(faster, block)
-        for mode in ("plain", "drafted"):
+        shape = (block.rows.bit_length(), prefix.shape[2], block.cache.filled, block.siblings)
+        key = (*shape, prefix.dtype, torch.get_num_threads())
+        seconds = self._seconds.setdefault(key, {way: [] for way in ways})
+        if len(seconds[ways[0]]) > TRIALS:  # the first warms up
+            fastest = min(ways, key=lambda way: float(np.median(seconds[way][1:])))
+            return self._run(fastest, block)
+        for way in ways:
             started = _now(block.base.device)
-            frame = self._run(mode, block)
-            seconds[mode].append(_now(block.base.device) - started)
+            frame = self._run(way, block)
+            seconds[way].append(_now(block.base.device) - started)
         return frame
 
-    def _run(self, mode: str, block: Block) -> Frame:
-        if mode == "plain":
+    def _run(self, way: int, block: Block) -> Frame:
+        if way == 0:
             self._count(BLOCK_TOKENS * block.rows, BLOCK_TOKENS)
             return plain(block)
-        return drafted(block, self._count)
+        return drafted(block, way, self._count)
 
     def _count(self, tokens: int, passes: int = 1) -> None:
         self.tokens += tokens

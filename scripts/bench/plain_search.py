@@ -105,7 +105,8 @@ class PlainDream:
             tokens.append(logits.argmax(-1))
             x = self.extend(tokens[-1], hints[:, k + 1], action=False)
             if model.config.summary_width and k == FRAME_TOKENS - 1:
-                x = x + model.summarise(torch.stack(tokens, 1), before, self.tables)
+                previous = model.summary_of_previous(before, self.tables)
+                x = x + model.summarise(torch.stack(tokens, 1), previous, self.tables)
             hidden = forward(model, x.unsqueeze(1), self.cache)
         self.frame, self.hidden = torch.stack(tokens, 1), hidden[:, -1]
         return rewards.float()

@@ -42,7 +42,8 @@ from jowa.planning.decode import Decoder
 from jowa.planning.mcts import tree_search
 
 CONTEXT = 4
-SETTINGS = ((1, 0), (2, 1), (2, 2), (4, 2))
+# Beam widths and horizons; the first is timed with every decode.
+SETTINGS = {"nano": ((2, 2), (1, 0), (2, 1), (4, 2)), "40m": ((2, 2),)}
 Context = tuple[Tensor, Tensor, Tensor]
 
 
@@ -59,19 +60,25 @@ def main() -> None:
     for size, model in models.items():
         lowered = {"float32": model, "bfloat16": for_inference(model, torch.bfloat16)}
         pool = contexts(agent, files, args.decisions, seed=1)
-        for width, horizon in SETTINGS:
+        for width, horizon in SETTINGS[size]:
             expected = plain_search(model, *pool, width, horizon).actions
             for envs in args.envs:
                 for dtype in _DTYPES:
-                    for decode in ("auto", "drafted", "plain") if horizon else ("auto",):
+                    first = (width, horizon) == SETTINGS[size][0]
+                    for decode in ("auto", "drafted", "plain") if first else ("auto",):
                         row = {"model": size, "W": width, "H": horizon, "envs": envs}
                         row |= {"dtype": dtype, "decode": decode}
                         row |= measure(
                             model, lowered[dtype], pool, row, expected, args.repeats, peak[dtype]
                         )
                         rows.append(row)
+                        write(args, rows)
                         print(_line(row), flush=True)
     rows += [trees(agent, files, envs, args.repeats) for envs in args.envs]
+    write(args, rows)
+
+
+def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     if args.out:
         Path(args.out).write_text(json.dumps({**_facts(args), "rows": rows}, indent=1) + "\n")
 
