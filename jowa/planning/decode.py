@@ -7,6 +7,7 @@ activation at position k predicts the token at k + 1.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -244,7 +245,7 @@ class Decoder:
         if any(weight.is_inference() for weight in weights):
             return model.tables()  # nothing tells when such weights change
         precision = torch.is_autocast_enabled(model.support.device.type)
-        state = (model, precision, [(w.data_ptr(), w._version) for w in weights])
+        state = (weakref.ref(model), precision, [(w.data_ptr(), w._version) for w in weights])
         if self._tables is None or self._tables[0] != state:
             self._tables = state, model.tables()
         return self._tables[1]
@@ -284,6 +285,14 @@ class Decoder:
     def _count(self, tokens: int, passes: int = 1) -> None:
         self.tokens += tokens
         self.passes += passes
+
+
+_DECODERS: weakref.WeakKeyDictionary[WorldActionModel, Decoder] = weakref.WeakKeyDictionary()
+
+
+def decoder_of(model: WorldActionModel) -> Decoder:
+    """The decoder of those who bring none; it remembers what is fast with this model."""
+    return _DECODERS.setdefault(model, Decoder())
 
 
 def _now(device: torch.device) -> float:

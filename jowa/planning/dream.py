@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jowa.models.decoding import Cache, prefill
 from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, Tables, WorldActionModel
-from jowa.planning.decode import Block, Decoder
+from jowa.planning.decode import Block, Decoder, decoder_of
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Dream:
             order = (torch.arange(T, device=games.device) - lengths.unsqueeze(1)) % T
             obs_tokens = obs_tokens.gather(1, order.unsqueeze(-1).expand_as(obs_tokens))
             actions = actions.gather(1, order)
-        decoder = decoder or Decoder()
+        decoder = decoder or decoder_of(model)
         tables = decoder.tables(model)
         hints = model.hints(obs_tokens) if model.config.copy_previous else None
         x = model.embed(obs_tokens, actions, games, hints, tables)

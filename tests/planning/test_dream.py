@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +176,19 @@ def test_a_decoder_notices_new_weights(make_model: Maker, contexts: Contexts) ->
             fresh = Dream.start(model, frames, actions, games, 0)
         assert used.tables is decoder.tables(model)
         assert torch.equal(used.hidden, fresh.hidden)
+
+
+def test_a_model_keeps_its_decoder_and_does_not_live_on_in_it(
+    make_model: Maker, contexts: Contexts
+) -> None:
+    frames, actions, games = contexts
+    model = make_model(**ALL)
+    first = Dream.start(model, frames[:, :1], actions[:, :0], games, 0)
+    assert Dream.start(model, frames[:, :1], actions[:, :0], games, 0).decoder is first.decoder
+    gone = weakref.ref(model)
+    del model, first
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_unknown_decode_is_refused() -> None:
