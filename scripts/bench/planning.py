@@ -209,7 +209,10 @@ def briefly_trained(agent: Agent, files: list[EpisodeFile], steps: int) -> World
         loss.backward()
         optimizer.step()
         if step % 20 == 0 or step == steps - 1:
-            print(f"40m-shaped model, step {step}: cross-entropy {float(loss):.2f}", flush=True)
+            print(
+                f"40m-shaped model, step {step}: cross-entropy {float(loss.detach()):.2f}",
+                flush=True,
+            )
     return copy.deepcopy(model).eval()
 
 

@@ -23,7 +23,7 @@ def test_actions_are_legal_and_do_not_depend_on_the_batch(
     make_model: Maker, contexts: Contexts, width: int, horizon: int
 ) -> None:
     frames, actions, games = contexts
-    for seed in range(4):
+    for seed in range(2):
         model = make_model(seed=seed, scale=10.0, **ALL).double()
         # What Freeway does not allow looks best of all.
         legal = model.legal_actions[games[0]]
@@ -97,6 +97,38 @@ def test_planning_follows_a_reward_that_q_does_not_know(
     args = (frames[:1, :1], actions[:1, :0], torch.tensor([pong]))
     assert int(plan(model, *args, 18, 1).actions) == right
     assert float(plan(model, *args, 18, 1).scores) == pytest.approx(1 + 0.99 * 10, abs=1e-2)
+
+
+def test_a_path_is_worth_nothing_more_after_a_predicted_end(
+    make_model: Maker, contexts: Contexts
+) -> None:
+    frames, actions, games = contexts
+    model = make_model(seed=1, scale=4.0)
+    with torch.no_grad():
+        model.end_head[2].weight.zero_()
+        model.end_head[2].bias.copy_(torch.tensor([0.0, 1.0]))  # every step is the last
+        model.reward_head[2].weight.zero_()
+        model.reward_head[2].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))  # and pays 1
+    args = (model, frames[:, :2], actions[:, :1], games, 3, 3, 0.9)
+    assert plan(*args, stop_at_end=True).scores.tolist() == [1.0] * 3
+    assert (plan(*args).scores > 1 + 0.9 + 0.81).all()
+
+
+def test_the_least_of_the_ensemble_is_never_above_its_mean(
+    make_model: Maker, contexts: Contexts
+) -> None:
+    frames, actions, games = contexts
+    args = (make_model(seed=1, scale=8.0), frames[:, :2], actions[:, :1], games, 1, 0)
+    least, mean = plan(*args, pessimistic=True).scores, plan(*args).scores
+    assert (least < mean - 1e-3).all()
+
+
+def test_a_game_without_a_legal_action_is_refused(make_model: Maker, contexts: Contexts) -> None:
+    frames, actions, games = contexts
+    model = make_model()
+    model.legal_actions[games[1]] = False
+    with pytest.raises(UserError, match="Pong has no legal action"):
+        plan(model, frames[:, :1], actions[:, :0], games, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from jowa.models.world_action import WorldActionModel
 from jowa.planning.beam import Plan, plan
 from jowa.planning.decode import Decoder
 
-CASES = int(os.environ.get("PLAN_CASES", "12"))
+CASES = int(os.environ.get("PLAN_CASES", "10"))
 PATHS = int(os.environ.get("PLAN_PATHS", "40"))
 GAMMA = 0.9
 
