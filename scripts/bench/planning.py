@@ -50,6 +50,7 @@ Context = tuple[Tensor, Tensor, Tensor]
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
+    facts = _facts(args)
     agent = jowa.load(args.checkpoint)
     files = open_store(args.data_root, load(find(args.checkpoint)).state["games"])
     models = {"nano": agent.model}
@@ -72,15 +73,15 @@ def main() -> None:
                             model, lowered[dtype], pool, row, expected, args.repeats, peak[dtype]
                         )
                         rows.append(row)
-                        write(args, rows)
+                        write(args.out, facts, rows)
                         print(_line(row), flush=True)
     rows += [trees(agent, files, envs, args.repeats) for envs in args.envs]
-    write(args, rows)
+    write(args.out, facts, rows)
 
 
-def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    if args.out:
-        Path(args.out).write_text(json.dumps({**_facts(args), "rows": rows}, indent=1) + "\n")
+def write(out: str | None, facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    if out:
+        Path(out).write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
