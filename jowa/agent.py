@@ -5,40 +5,101 @@ E environments, c context frames.
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jowa.errors import UserError
 from jowa.games import check_ids
 from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
+from jowa.models.heads import EnsembleLinear
 from jowa.models.skeleton import Skeleton
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, from_state
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
 from jowa.planning.beam import Plan, check, plan
+from jowa.planning.decode import MODES, Decoder
+from jowa.planning.mcts import tree_search
 
 
 @dataclass
 class PlannerConfig:
     """How an agent decides; horizon 0 is greedy play by Q.
 
-    `per_game` gives, by model size and game, [context, beam_width, horizon] of its own, and `note`
-    says what every output must say of such settings.
+    search       beam, or mcts
+    beam_width   paths that a beam search keeps
+    horizon      imagined frames ahead at most
+    context      past frames the agent sees, the current one among them
+    gamma        discount of imagined rewards
+    decode       how imagined frames are decoded: drafted, plain (token by token), or auto, which
+                 times both; no result depends on it
+    value        of an ensemble of Qs: mean, or min, the least of them
+    stop_at_end  a path is worth nothing more after a predicted end of the episode
+    simulations  of mcts: imagined frames a decision
+    temperature  of mcts: its prior is softmax(Q / temperature)
+    leaf         of mcts: a leaf is worth the max or the mean of its Q
+    choice       of mcts: the root acts by value or by visits
+    per_game     by model size and game, [context, beam_width, horizon] of its own
+    note         what every output must say of such settings
     """
 
+    search: str = "beam"
     beam_width: int = 2
     horizon: int = 2
     context: int = 4
     gamma: float = 0.99
+    decode: str = "auto"
+    value: str = "mean"
+    stop_at_end: bool = False
+    simulations: int = 16
+    temperature: float = 1.0
+    leaf: str = "max"
+    choice: str = "value"
     note: str = ""
     per_game: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raises UserError for settings that cannot work."""
+        check(self.beam_width, self.horizon, self.context)
+        choices = {
+            "search": ("beam", "mcts"),
+            "decode": MODES,
+            "value": ("mean", "min"),
+            "leaf": ("max", "mean"),
+            "choice": ("value", "visits"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"planner.{name} is {getattr(self, name)!r}: use {' or '.join(known)}."
+                )
+        if self.simulations < 1:
+            raise UserError(f"planner.simulations is {self.simulations}: give at least 1.")
+        if self.temperature <= 0:
+            raise UserError(f"planner.temperature is {self.temperature}: give more than 0.")
+
+    @property
+    def name(self) -> str:
+        """What the tables call it."""
+        return "greedy" if self.horizon == 0 else self.search
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else bears on the decisions and is not as usual."""
+        usual = PlannerConfig()
+        names = ["gamma", "value", "stop_at_end"]
+        if self.name == "mcts":
+            names += ["simulations", "temperature", "leaf", "choice"]
+        chosen = {name: getattr(self, name) for name in names}
+        return {name: chosen[name] for name in names if chosen[name] != getattr(usual, name)}
 
 
 class Agent:
@@ -51,24 +112,28 @@ class Agent:
         planner: PlannerConfig,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        check(planner.beam_width, planner.horizon, planner.context)
+        planner.validate()
         check_pair(tokenizer, model)
-        self.tokenizer, self.model = tokenizer.eval(), model.eval()
+        self.tokenizer, self.model = tokenizer.eval(), for_inference(model.eval(), dtype)
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
-        self._tokens = torch.zeros(0, planner.context, 36, dtype=torch.long, device=self.device)
-        self._actions = torch.zeros(0, planner.context, dtype=torch.long, device=self.device)
-        self._lengths = np.zeros(0, dtype=np.int64)
+        self.decoder = Decoder(planner.decode)
         self._acted = np.zeros(0, dtype=np.int64)  # rows of the last `act`
+        self._allocate(0)
+
+    def _allocate(self, environments: int) -> None:
+        """Rings of the last frames' tokens and the actions after them: frame t of an episode is
+        in slot t modulo their length."""
+        shape = (environments, self.planner.context)
+        self._tokens = torch.zeros(*shape, 36, dtype=torch.long, device=self.device)
+        self._actions = torch.zeros(*shape, dtype=torch.long, device=self.device)
+        self._ages = np.zeros(environments, dtype=np.int64)  # frames seen in the episode
 
     def reset(self, which: np.ndarray) -> None:
         """Forgets the past of the environments where `which` (E,) is true."""
-        if len(which) != len(self._lengths):
-            shape = (len(which), self.planner.context)
-            self._tokens = torch.zeros(*shape, 36, dtype=torch.long, device=self.device)
-            self._actions = torch.zeros(*shape, dtype=torch.long, device=self.device)
-            self._lengths = np.zeros(len(which), dtype=np.int64)
-        self._lengths[which] = 0
+        if len(which) != len(self._ages):
+            self._allocate(len(which))
+        self._ages[which] = 0
 
     def act(
         self, frames: np.ndarray, games: np.ndarray, active: np.ndarray | None = None
@@ -78,62 +143,92 @@ class Agent:
         Rows where `active` (E,) is false are left alone and get action 0.
         """
         check_ids(games)
-        if len(frames) != len(self._lengths):
-            self.reset(np.ones(len(frames), dtype=bool))
+        if len(frames) != len(self._ages):
+            self._allocate(len(frames))
         rows = np.flatnonzero(active) if active is not None else np.arange(len(frames))
         chosen = np.zeros(len(frames), dtype=np.int64)
-        self._remember(frames[rows], games[rows], rows)
-        # Environments early in an episode have shorter contexts; equal lengths go together.
-        for length in np.unique(self._lengths[rows]):
-            group = rows[self._lengths[rows] == length]
-            chosen[group] = self._decide(group, int(length), games[group]).actions.cpu().numpy()
         self._acted = rows
-        self.executed(chosen)
+        if len(rows):
+            self._remember(frames[rows], games[rows], rows)
+            chosen[rows] = self._decide(rows, games[rows]).actions.cpu().numpy()
+            self.executed(chosen)
         return chosen
 
     def executed(self, actions: np.ndarray) -> None:
         """Notes the actions (E,) really sent, where they differ from those of `act`; rows that
         were not active keep theirs."""
-        index = torch.from_numpy(self._acted).to(self.device)
-        self._actions[index, -1] = torch.from_numpy(actions[self._acted]).to(self.device)
+        rows = self._acted
+        sent = torch.from_numpy(actions[rows]).to(self.device)
+        self._actions[self._index(rows), self._newest(rows)] = sent
+
+    def _index(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)
+
+    def _newest(self, rows: np.ndarray) -> Tensor:
+        return self._index((self._ages[rows] - 1) % self.planner.context)
 
     @torch.inference_mode()
     def _remember(self, frames: np.ndarray, games: np.ndarray, rows: np.ndarray) -> None:
-        """Appends the new frames' tokens, the oldest falling out."""
-        index = torch.from_numpy(rows).to(self.device)
+        """Writes the new frames' tokens over the oldest."""
         batch = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).unsqueeze(1)
-        tokens = self.tokenizer.encode(batch, torch.from_numpy(games).to(self.device))
-        kept = self._tokens[index, 1:]
-        self._tokens[index] = torch.cat([kept, tokens.unsqueeze(1)], dim=1)
-        self._actions[index] = self._actions[index].roll(-1, dims=1)
-        self._lengths[rows] = np.minimum(self._lengths[rows] + 1, self.planner.context)
+        tokens = self.tokenizer.encode(batch, self._index(games))
+        self._ages[rows] += 1
+        self._tokens[self._index(rows), self._newest(rows)] = tokens
 
-    def context(self, rows: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
-        """The last `length` frames' tokens (R, length, 36) and the actions between them."""
-        index = torch.from_numpy(rows).to(self.device)
-        start = self.planner.context - length
-        return self._tokens[index, start:], self._actions[index, start:-1]
+    def context(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """The last frames' tokens (R, T, 36) up to the newest, the actions between them (R, T - 1)
+        and how many of the T frames are real (R,), T being the most of them."""
+        context = self.planner.context
+        lengths = np.minimum(self._ages[rows], context)
+        T = int(lengths.max())
+        slots = self._index((self._ages[rows, None] - T + np.arange(T)) % context)
+        index = self._index(rows).unsqueeze(1)
+        return self._tokens[index, slots], self._actions[index, slots[:, :-1]], self._index(lengths)
 
     @torch.inference_mode()
     def seen(self, row: int, game_id: int) -> np.ndarray:
         """What the tokenizer keeps of the newest frame of an environment, uint8 (84, 84)."""
         game = torch.tensor([game_id], device=self.device)
-        frame = self.tokenizer.decode(self._tokens[row : row + 1, -1], game)[0, 0]
+        newest = self._newest(np.array([row]))
+        frame = self.tokenizer.decode(self._tokens[row, newest], game)[0, 0]
         return (frame.clamp(0.0, 1.0) * 255).round().byte().cpu().numpy()
 
-    def _decide(self, rows: np.ndarray, length: int, games: np.ndarray) -> Plan:
-        tokens, actions = self.context(rows, length)
+    def _decide(self, rows: np.ndarray, games: np.ndarray) -> Plan:
+        planner = self.planner
+        tokens, actions, lengths = self.context(rows)
+        options: dict[str, Any] = {
+            "lengths": lengths if int(lengths.min()) < tokens.shape[1] else None,
+            "stop_at_end": planner.stop_at_end,
+            "pessimistic": planner.value == "min",
+            "decoder": self.decoder,
+        }
+        args = (self.model, tokens, actions, self._index(games))
         autocast = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=autocast):
-            return plan(
-                self.model,
-                tokens,
-                actions,
-                torch.from_numpy(games).to(self.device),
-                self.planner.beam_width,
-                self.planner.horizon,
-                self.planner.gamma,
-            )
+            if planner.name == "mcts":
+                return tree_search(
+                    *args,
+                    planner.simulations,
+                    planner.horizon,
+                    planner.gamma,
+                    temperature=planner.temperature,
+                    leaf=planner.leaf,
+                    choice=planner.choice,
+                    **options,
+                )
+            return plan(*args, planner.beam_width, planner.horizon, planner.gamma, **options)
+
+
+def for_inference(model: WorldActionModel, dtype: torch.dtype) -> WorldActionModel:
+    """The model itself for float32; else a copy whose linear maps hold their weights in `dtype`,
+    so that autocast need not convert them for every decision."""
+    if dtype == torch.float32:
+        return model
+    lowered = copy.deepcopy(model)
+    for module in lowered.modules():
+        if isinstance(module, nn.Linear | EnsembleLinear):
+            module.to(dtype)
+    return lowered
 
 
 def check_pair(tokenizer: Tokenizer, model: WorldActionModel) -> None:

@@ -194,7 +194,7 @@ class EvaluateConfig:
     games              what to play; empty is every game the checkpoint was trained on
     label              name of this evaluation in tables
     out                the scores file; evaluations of other labels in it are kept
-    planner            greedy or beam, with beam_width, horizon, context
+    planner            greedy, beam or mcts, with beam_width, horizon, context and more
     episodes           for each game; 16 is the protocol's
     envs_per_game      environments at once for each game
     max_frames         cap on an episode in emulator frames; 108000 is the protocol's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from jowa.agent import Agent, PlannerConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import SegmentDataset
+from jowa.errors import UserError
 from jowa.planning.beam import plan
 
 ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
@@ -30,8 +32,11 @@ def make_agent(
     model = make_model(scale=10.0, **ALL)
     model.set_codebook(tokenizer.codebook)
 
-    def make(horizon: int = 1, context: int = 4) -> Agent:
-        return Agent(tokenizer, model, PlannerConfig(2, horizon, context, 0.95))
+    def make(horizon: int = 1, context: int = 4, **options: Any) -> Agent:
+        planner = PlannerConfig(
+            beam_width=2, horizon=horizon, context=context, gamma=0.95, **options
+        )
+        return Agent(tokenizer, model, planner)
 
     return make
 
@@ -123,8 +128,8 @@ def test_idle_environments_are_left_as_they_were(
         agent.executed(np.where(active, actions, 0))  # as a rollout does
         if active[1]:
             assert reference.act(frames[t, 1:2], games[1:2])[0] == actions[1]
-    mine, theirs = agent.context(np.array([1]), 4), reference.context(np.array([0]), 4)
-    assert torch.equal(mine[0], theirs[0]) and torch.equal(mine[1], theirs[1])
+    mine, theirs = agent.context(np.array([1])), reference.context(np.array([0]))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_what_was_seen_is_the_decoded_frame(
@@ -140,3 +145,42 @@ def test_what_was_seen_is_the_decoded_frame(
     expected = agent.tokenizer.decode(tokens, game)[0, 0]
     assert seen.dtype == np.uint8
     np.testing.assert_allclose(seen, expected.detach().numpy() * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"search": "mcts", "simulations": 6, "choice": "visits", "leaf": "mean"},
+        {"stop_at_end": True, "value": "min", "decode": "drafted"},
+        {"horizon": 0},
+    ],
+)
+def test_every_search_plays_legally_with_contexts_of_all_lengths_at_once(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray], options: dict[str, Any]
+) -> None:
+    frames, games = screens
+    agent = make_agent(**options)
+    for t in range(6):
+        if t in (2, 3):
+            agent.reset(np.arange(3) == t - 2)
+        actions = agent.act(frames[t], games)
+        assert agent.model.legal_actions[torch.from_numpy(games), torch.from_numpy(actions)].all()
+    assert agent.context(np.arange(3))[2].tolist() == [4, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"search": "best"},
+        {"decode": "fast"},
+        {"value": "max"},
+        {"leaf": "min"},
+        {"choice": "first"},
+        {"simulations": 0},
+        {"temperature": 0.0},
+        {"beam_width": 0},
+    ],
+)
+def test_planner_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        PlannerConfig(**wrong).validate()

@@ -32,7 +32,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["evaluate"], ["checkpoint=..."]),
         (["pretrain", "run=x", "stage1.steps=many"], ["many"]),
         (["pretrain", "model=huge"], ["huge", "nano"]),
-        (["evaluate", "planner=mcts"], ["mcts", "beam", "greedy"]),
+        (["evaluate", "planner=oracle"], ["oracle", "beam", "greedy"]),
         (["pretrain", "experiment=none_such"], ["none_such", "demo"]),
         (["pretrain", "run x"], ["key=value"]),
         (["finetune", "run=x", "checkpoint=nowhere", "game=Pong"], ["nowhere"]),

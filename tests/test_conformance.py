@@ -74,7 +74,7 @@ def test_plans(fixtures: Fixtures) -> None:
         assert all(row.same_action for row in rows if row.margin >= 1e-3)
     else:
         # These weights are random: their imagined tokens are near ties, which rounding decides.
-        assert sum(row.same_action for row in rows) >= 30
+        assert sum(row.same_action for row in rows) >= 25
 
 
 @pytest.mark.parametrize(

@@ -77,16 +77,16 @@ def planner_settings(
 ) -> dict[str, Any]:
     """What the scores file says of how the agent decided; the numbers are by game where they
     differ."""
-    name = "greedy" if planner.horizon == 0 else "beam"
+    named = {"planner": planner.name, **planner.options}
     if not planner.per_game:
         numbers = {"beam_width": planner.beam_width, "horizon": planner.horizon}
-        return {"planner": name, **numbers, "context": planner.context}
+        return {**named, **numbers, "context": planner.context}
     by_game = {
         game.name: [own.context, own.beam_width, own.horizon]
         for own, group in groups
         for game in group
     }
-    return {"planner": name, "note": planner.note, "context_beam_width_horizon": by_game}
+    return {**named, "note": planner.note, "context_beam_width_horizon": by_game}
 
 
 def _protocol(config: EvaluateConfig) -> dict[str, Any]:

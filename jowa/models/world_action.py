@@ -8,7 +8,7 @@ V observation tokens, A = 18 actions, Z atoms, Q ensemble members.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
 from jowa.models.heads import QEnsemble, classifier
-from jowa.models.transformer import KVCache, Transformer, TransformerConfig
+from jowa.models.transformer import Transformer, TransformerConfig
 
 FRAME_TOKENS = 36
 BLOCK_TOKENS = FRAME_TOKENS + 1
@@ -74,8 +74,9 @@ class Output(NamedTuple):
 class Tables(NamedTuple):
     """Embedding tables as they are looked up, so that decoding computes them once."""
 
-    observation: Tensor  # (V, D)
+    observation: Tensor  # (V + 1, D), last row zeros: the place is not an observation's
     hint: Tensor | None  # (V + 1, D), last row: there is no previous frame
+    codes: Tensor | None  # (V + 1, C), the codebook and a row of zeros
 
 
 class WorldActionModel(nn.Module):
@@ -171,14 +172,15 @@ class WorldActionModel(nn.Module):
 
     def tables(self) -> Tables:
         """The embedding of each observation token, as itself and as a hint."""
-        observation, hint = self.observation_embedding.weight, None
+        observation, hint, codes = self.observation_embedding.weight, None, None
         if self.config.codebook_width:
             observation = observation + self.codebook_projection(self.codebook).float()
+            codes = F.pad(self.codebook, (0, 0, 0, 1))
         if self.config.copy_previous:
             hint = self.hint_embedding.weight
             if self.config.codebook_width:
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
-        return Tables(observation, hint)
+        return Tables(F.pad(observation, (0, 0, 0, 1)), hint, codes)
 
     def previous_frames(self, obs_tokens: Tensor) -> Tensor:
         """(B, L, 36): the frame before each of (B, L, 36); V where there is none."""
@@ -191,26 +193,42 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def summarise(self, frame: Tensor, previous: Tensor) -> Tensor:
-        """(..., D) to add at the last token of frames (..., 36) that follow `previous` (..., 36),
-        whose tokens are V where there is none."""
-        codes = F.pad(self.codebook, (0, 0, 0, 1))
-        both = F.embedding(torch.cat([frame, previous], dim=-1), codes)
-        return self.summary(both.flatten(-2))
+    def summarise(self, frame: Tensor, before: Tensor, tables: Tables) -> Tensor:
+        """(..., D) to add at the last token of frames (..., 36), `before` being what
+        `summary_of_previous` makes of the frames that they follow."""
+        first = cast(nn.Linear, self.summary[0])
+        inputs = F.linear(self._codes(frame, tables), first.weight[:, : first.in_features // 2])
+        return self.summary[1:](inputs + before)
+
+    def summary_of_previous(self, previous: Tensor, tables: Tables) -> Tensor:
+        """What the frames before, tokens (..., 36) or V where there is none, add to summaries."""
+        first = cast(nn.Linear, self.summary[0])
+        weight = first.weight[:, first.in_features // 2 :]
+        return F.linear(self._codes(previous, tables), weight, first.bias)
+
+    def _codes(self, frame: Tensor, tables: Tables) -> Tensor:
+        assert tables.codes is not None
+        return F.embedding(frame, tables.codes).flatten(-2)
 
     def embed(
-        self, obs_tokens: Tensor, actions: Tensor, games: Tensor, hints: Tensor | None
+        self,
+        obs_tokens: Tensor,
+        actions: Tensor,
+        games: Tensor,
+        hints: Tensor | None,
+        tables: Tables | None = None,
     ) -> Tensor:
         """(B, 37·L, D) from whole blocks: obs_tokens (B, L, 36), actions (B, L), games (B,)."""
         B, L, _ = obs_tokens.shape
-        tables = self.tables()
+        tables = tables or self.tables()
         observations = F.embedding(obs_tokens, tables.observation)
         acts = self.action_embedding(actions).unsqueeze(2)
         if self.config.task_embedding:
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
         if self.config.summary_width:
-            summary = self.summarise(obs_tokens, self.previous_frames(obs_tokens))
+            before = self.summary_of_previous(self.previous_frames(obs_tokens), tables)
+            summary = self.summarise(obs_tokens, before, tables)
             last = observations[:, :, -1:] + summary.unsqueeze(2).to(observations.dtype)
             observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)
@@ -272,42 +290,34 @@ class WorldActionModel(nn.Module):
         return self.target_q_head(last_observation.detach())
 
     def predict_tokens(self, hidden: Tensor, hints: Tensor | None) -> Tensor:
-        """Logits (B, M, V) of the token that each of M activations (B, M, D) predicts."""
+        """Logits (..., V) of the token that each activation (..., D) predicts; hints (...)."""
         logits = self.observation_head(hidden)
         if hints is not None:
             gate = self.copy_gate(hidden).to(logits.dtype)
             known = hints < self.config.vocabulary
             index = hints.clamp(max=self.config.vocabulary - 1).unsqueeze(-1)
-            logits = logits.scatter_add(-1, index, gate * known.unsqueeze(-1))
+            logits = logits.scatter_add_(-1, index, gate * known.unsqueeze(-1))
         return logits
 
-    def extend(
-        self,
-        cache: KVCache,
-        tokens: Tensor,
-        hints: Tensor | None,
-        games: Tensor,
-        tables: Tables,
-        *,
-        action: bool = False,
-        summary: Tensor | None = None,
+    def embed_block(
+        self, actions: Tensor, previous: Tensor, games: Tensor, starts: Tensor, tables: Tables
     ) -> Tensor:
-        """Activations (B, M, D) of M tokens (B, M) that follow those in the cache.
+        """(R, 37, D): an action and the frame after it, but for what the frame's own tokens add.
 
-        All are observation tokens of one frame, or with `action` the action that ends a block.
-        `summary` (B, D) is that of a frame whose last token is the last of them.
+        From actions (R,), the frames before them `previous` (R, 36), games (R,) and the position
+        `starts` (R,) of the actions. Position k > 0 still lacks the observation table's row of the
+        frame's token k - 1, the last one also the frame's summary.
         """
-        start, M = cache.length, tokens.shape[1]
-        table = self.action_embedding.weight if action else tables.observation
-        x = F.embedding(tokens, table) + self.position_embedding.weight[start : start + M]
+        within = torch.arange(BLOCK_TOKENS, device=starts.device)
+        x = F.embedding(starts.unsqueeze(1) + within, self.position_embedding.weight)
+        if tables.hint is not None:
+            x = x + F.embedding(F.pad(previous, (0, 1), value=self.config.vocabulary), tables.hint)
+        acts = self.action_embedding(actions)
         if self.config.task_embedding:
-            task = self.task_action_embedding if action else self.task_observation_embedding
-            x = x + task(games)[:, None]
-        if tables.hint is not None and hints is not None:
-            x = x + F.embedding(hints, tables.hint)
-        if summary is not None:
-            x = torch.cat([x[:, :-1], x[:, -1:] + summary.unsqueeze(1)], dim=1)
-        return self.transformer(x, cache)
+            acts = acts + self.task_action_embedding(games)
+            x[:, 1:] += self.task_observation_embedding(games).unsqueeze(1)
+        x[:, 0] += acts
+        return x
 
     def probabilities(self, q_logits: Tensor, members: Tensor | None = None) -> Tensor:
         """The ensemble's distribution (..., A, Z), in float32, of logits (Q, ..., A·Z).

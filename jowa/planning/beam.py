@@ -1,6 +1,6 @@
 """Beam search over imagined futures (JOWA paper, section 3; greedy play is horizon 0).
 
-B environments, W beam width, H horizon; rows of a dream are B·nodes.
+B environments, N nodes each, W beam width, H horizon.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from jowa.errors import UserError
+from jowa.games import by_id
 from jowa.models.world_action import MAX_FRAMES, WorldActionModel
+from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
 
 
@@ -35,6 +37,35 @@ def check(beam_width: int, horizon: int, context: int) -> None:
         )
 
 
+def ranked(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest along the last dimension and where they are, the first of equals first
+    (topk promises no order of equals)."""
+    order = values.sort(dim=-1, descending=True, stable=True)
+    return order.values[..., :count], order.indices[..., :count]
+
+
+def begin(
+    model: WorldActionModel,
+    obs_tokens: Tensor,
+    actions: Tensor,
+    games: Tensor,
+    horizon: int,
+    lengths: Tensor | None,
+    decoder: Decoder | None,
+) -> Dream:
+    """The dream at the roots of a search that looks `horizon` frames ahead."""
+    playable = model.legal_actions.any(-1)[games]
+    if not playable.all():
+        name = by_id(int(games[~playable][0])).name
+        raise UserError(f"{name} has no legal action among the model's: nothing can be chosen.")
+    # The sequence holds 8 frames: a longer context loses its oldest ones to the horizon.
+    room = MAX_FRAMES - horizon
+    if lengths is not None:
+        lengths = lengths.to(games.device).clamp(max=room)
+    obs_tokens, actions = obs_tokens[:, -room:], actions[:, max(0, actions.shape[1] + 1 - room) :]
+    return Dream.start(model, obs_tokens, actions, games, horizon, lengths, decoder)
+
+
 @torch.inference_mode()
 def plan(
     model: WorldActionModel,
@@ -44,43 +75,59 @@ def plan(
     beam_width: int = 2,
     horizon: int = 2,
     gamma: float = 0.99,
+    *,
+    lengths: Tensor | None = None,
+    stop_at_end: bool = False,
+    pessimistic: bool = False,
+    generator: torch.Generator | None = None,
+    decoder: Decoder | None = None,
 ) -> Plan:
     """Decides for B environments at once.
 
     obs_tokens (B, T, 36) holds T past frames of which the last is the current one, actions
-    (B, T - 1) those between them, games (B,). From the root every kept node is expanded by its
-    `beam_width` best legal actions; a node at depth d scores
-    Σ_{i<d} γ^i r̂_i + γ^d max_a Q(s_d, a); the best `beam_width` of all expanded nodes are kept.
+    (B, T - 1) those between them, games (B,); with `lengths` (B,) only the last `lengths[b]` frames
+    of row b are real. From the root every kept node is expanded by its `beam_width` best legal
+    actions; a node at depth d scores Σ_{i<d} γ^i r̂_i + γ^d max_a Q(s_d, a); the best `beam_width`
+    of all expanded nodes are kept.
+
+    `stop_at_end` ends a path's value where the model predicts the episode's end; `pessimistic`
+    takes the least of the ensemble's values instead of their mean; a `generator` draws the
+    imagined frames, rewards and ends instead of taking the likeliest; `decoder` chooses how frames
+    are decoded, which changes no result, and remembers what is fast.
     """
     check(beam_width, horizon, 1)
-    # The sequence holds 8 frames: a longer context loses its oldest ones to the horizon.
-    room = MAX_FRAMES - horizon
-    obs_tokens, actions = obs_tokens[:, -room:], actions[:, max(0, actions.shape[1] + 1 - room) :]
-    B = len(obs_tokens)
-    dream = Dream.start(model, obs_tokens, actions, games, horizon)
-    q_BNA = dream.q_values().unsqueeze(1)
+    dream = begin(model, obs_tokens, actions, games, horizon, lengths, decoder)
+    B = len(games)
+    environments = torch.arange(B, device=games.device).unsqueeze(1)
+    q_BNA = dream.q_values(pessimistic).unsqueeze(1)
     scores_BN, first_BN = q_BNA.max(-1)
     returns_BN = torch.zeros_like(scores_BN)
+    rows_BN = environments  # where the kept nodes are in the dream
+    ended_BN = torch.zeros_like(first_BN, dtype=torch.bool)
+    # Where no game has more legal actions than this, wider beams hold only padding.
+    most = int(model.legal_actions[games].sum(-1).max())
     for depth in range(1, horizon + 1):
-        N, width = q_BNA.shape[1], min(beam_width, q_BNA.shape[-1])
-        top_q, action_BNW = q_BNA.topk(width, dim=-1)
+        width = min(beam_width, most)
+        top_q, action_BNW = ranked(q_BNA, width)
         # Padding of beams narrower than W: illegal actions, and all that descends from them.
-        real = (top_q.isfinite() & returns_BN.isfinite().unsqueeze(-1)).flatten(1)
-        parents = torch.arange(B * N, device=games.device).repeat_interleave(width)
+        real = top_q.isfinite() & returns_BN.isfinite().unsqueeze(-1)
+        # What has ended goes on as its own only child, and nothing more happens to it.
+        real[..., 1:] &= ~ended_BN.unsqueeze(-1)
         action = action_BNW.flatten(1)
-        dream = dream.select(parents)
-        rewards, _ = dream.step(action.flatten())
-        returns = returns_BN.repeat_interleave(width, dim=1)
-        returns = returns + gamma ** (depth - 1) * rewards.view(B, -1)
-        q = dream.q_values()
-        scores = returns + gamma**depth * q.max(-1).values.view(B, -1)
-        scores = scores.masked_fill(~real, -torch.inf)
+        dream = dream.branch(rows_BN.flatten().repeat_interleave(width), siblings=width)
+        rewards, ends = dream.step(action.flatten(), generator)
+        ended = ended_BN.repeat_interleave(width, dim=1)
+        rewards = rewards.view(B, -1).masked_fill(ended, 0.0)
+        returns = returns_BN.repeat_interleave(width, dim=1) + gamma ** (depth - 1) * rewards
+        if stop_at_end:
+            ended = ended | ends.view(B, -1)
+        q = dream.q_values(pessimistic)
+        best = q.max(-1).values.view(B, -1).masked_fill(ended, 0.0)
+        scores = (returns + gamma**depth * best).masked_fill(~real.flatten(1), -torch.inf)
         first = action if depth == 1 else first_BN.repeat_interleave(width, dim=1)
-        scores_BN, kept = scores.topk(min(beam_width, scores.shape[1]), dim=-1)
-        first_BN = first.gather(1, kept)
+        scores_BN, kept = ranked(scores, beam_width)
+        first_BN, ended_BN = first.gather(1, kept), ended.gather(1, kept)
         returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
-        if depth < horizon:
-            offsets = torch.arange(B, device=games.device).unsqueeze(1) * scores.shape[1]
-            rows = (kept + offsets).flatten()
-            dream, q_BNA = dream.select(rows), q[rows].view(B, -1, q.shape[-1])
+        rows_BN = environments * scores.shape[1] + kept
+        q_BNA = q[rows_BN]
     return Plan(first_BN[:, 0], scores_BN[:, 0])

@@ -1,7 +1,6 @@
 """Imagined steps: what the world model believes follows a context and an action.
 
-R rows (environments times beams), K = 36 tokens a frame. Token-by-token greedy decoding over a
-key-value cache; every row of a dream holds the same number of frames.
+B environments, N rows each, R = B·N rows, T frames of context, K = 36 tokens a frame.
 """
 
 from __future__ import annotations
@@ -9,87 +8,127 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from jowa.models.transformer import KVCache
-from jowa.models.world_action import (
-    BLOCK_TOKENS,
-    FRAME_TOKENS,
-    MAX_FRAMES,
-    Tables,
-    WorldActionModel,
-)
+from jowa.models.decoding import Cache, prefill
+from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, Tables, WorldActionModel
+from jowa.planning.decode import Block, Decoder, decoder_of
 
 
 @dataclass
 class Dream:
     """Rows of real or imagined play whose newest frame has no action yet.
 
-    `frame` (R, 36) is that frame and `hidden` (R, D) the activation at its last token, from
-    which Q is read.
+    `frame` (R, 36) is that frame, `hidden` (R, D) the activation at its last token, from which Q
+    is read, `position` (R,) that of its action. `siblings` rows in a row follow the same play.
     """
 
     model: WorldActionModel
+    decoder: Decoder
     tables: Tables
-    cache: KVCache
+    cache: Cache
     games: Tensor
     frame: Tensor
     hidden: Tensor
+    position: Tensor
+    siblings: int = 1
 
     @classmethod
     def start(
-        cls, model: WorldActionModel, obs_tokens: Tensor, actions: Tensor, games: Tensor, steps: int
+        cls,
+        model: WorldActionModel,
+        obs_tokens: Tensor,
+        actions: Tensor,
+        games: Tensor,
+        steps: int,
+        lengths: Tensor | None = None,
+        decoder: Decoder | None = None,
     ) -> Dream:
-        """Reads a context of T frames (R, T, 36) with the T - 1 actions between them (R, T - 1)
-        in one pass; `steps` imagined frames will fit."""
-        R, T, _ = obs_tokens.shape
-        assert T + steps <= MAX_FRAMES, "checked with the planner's configuration"
-        cache = model.transformer.new_cache(R, (T + steps) * BLOCK_TOKENS - 1)
-        no_action = actions.new_zeros(R, 1)
-        hints = model.hints(obs_tokens) if model.config.copy_previous else None
-        x = model.embed(obs_tokens, torch.cat([actions, no_action], 1), games, hints)
-        hidden = model.transformer(x[:, :-1], cache)
-        return cls(model, model.tables(), cache, games, obs_tokens[:, -1], hidden[:, -1])
+        """Reads contexts of T frames (B, T, 36) with the T - 1 actions between them (B, T - 1) in
+        one pass; `steps` imagined frames will fit.
 
-    def select(self, rows: Tensor) -> Dream:
-        """The dream whose row i goes on from this one's row `rows[i]`."""
+        With `lengths` (B,) only the last `lengths[b]` frames of row b are real.
+        """
+        B, T, _ = obs_tokens.shape
+        assert T + steps <= MAX_FRAMES, "checked with the planner's configuration"
+        frame = obs_tokens[:, -1]
+        actions = F.pad(actions, (0, 1))
+        if lengths is None:
+            lengths = games.new_full((B,), T)
+        else:
+            # Real frames first: positions then count from each row's own start.
+            order = (torch.arange(T, device=games.device) - lengths.unsqueeze(1)) % T
+            obs_tokens = obs_tokens.gather(1, order.unsqueeze(-1).expand_as(obs_tokens))
+            actions = actions.gather(1, order)
+        decoder = decoder or decoder_of(model)
+        tables = decoder.tables(model)
+        hints = model.hints(obs_tokens) if model.config.copy_previous else None
+        x = model.embed(obs_tokens, actions, games, hints, tables)
+        position = lengths * BLOCK_TOKENS - 1
+        cache, hidden = prefill(
+            model.transformer, x[:, :-1], position - 1, capacity=steps * BLOCK_TOKENS
+        )
+        return cls(model, decoder, tables, cache, games, frame, hidden, position)
+
+    def branch(self, rows: Tensor, siblings: int = 1) -> Dream:
+        """The dream whose row i goes on from this one's row `rows[i]` of the same environment;
+        each is taken `siblings` times in a row."""
         return Dream(
             self.model,
+            self.decoder,
             self.tables,
-            self.cache.select(rows),
+            self.cache.branch(rows),
             self.games[rows],
             self.frame[rows],
             self.hidden[rows],
+            self.position[rows],
+            siblings,
         )
 
-    def q_values(self) -> Tensor:
-        """Expected returns (R, 18) at the newest frame; illegal actions are -inf."""
-        values = self.model.values(self.model.q_head(self.hidden.unsqueeze(1)))[:, 0]
+    def q_values(self, pessimistic: bool = False) -> Tensor:
+        """Expected returns (R, 18) at the newest frame, illegal actions -inf: of the ensemble's
+        mean distribution, or the least of its members'."""
+        logits = self.model.q_head(self.hidden.unsqueeze(1))
+        if pessimistic:
+            members = [self.model.values(member.unsqueeze(0)) for member in logits]
+            values = torch.stack(members).amin(0)[:, 0]
+        else:
+            values = self.model.values(logits)[:, 0]
         return values.masked_fill(~self.model.legal_actions[self.games], -torch.inf)
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, actions: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Takes actions (R,) and imagines the next frame, in place.
 
-        Returns the predicted rewards (R,) in {-1, 0, 1} and ends (R,) as bool.
+        Returns the predicted rewards (R,) in {-1, 0, 1} and ends (R,) as bool. Without a generator
+        everything is the most likely; with one it is drawn from what the model predicts.
         """
-        model, copying = self.model, self.model.config.copy_previous
-        before = self.frame
-        hint = before[:, :1] if copying else None
-        hidden = model.extend(
-            self.cache, actions.unsqueeze(1), hint, self.games, self.tables, action=True
+        model = self.model
+        base = model.embed_block(actions, self.frame, self.games, self.position, self.tables)
+        shape = (*self.frame.shape, model.config.vocabulary)
+        noise = None if generator is None else gumbel(shape, generator)
+        frame = self.decoder(
+            Block(model, self.tables, self.cache, base, self.frame, self.siblings, noise)
         )
-        rewards = model.reward_head(hidden)[:, 0].argmax(-1) - 1
-        ends = model.end_head(hidden)[:, 0].argmax(-1).bool()
-        none = torch.full_like(before[:, :1], model.config.vocabulary)
-        hints = torch.cat([before, none], dim=1)
-        tokens = []
-        for k in range(FRAME_TOKENS):
-            token = model.predict_tokens(hidden, hint).argmax(-1)
-            tokens.append(token)
-            hint = hints[:, k + 1 : k + 2] if copying else None
-            summary = None
-            if model.config.summary_width and k == FRAME_TOKENS - 1:
-                summary = model.summarise(torch.cat(tokens, dim=1), before)
-            hidden = model.extend(self.cache, token, hint, self.games, self.tables, summary=summary)
-        self.frame, self.hidden = torch.cat(tokens, dim=1), hidden[:, -1]
-        return rewards.float(), ends
+        self.cache.filled += BLOCK_TOKENS
+        self.position = self.position + BLOCK_TOKENS
+        self.frame, self.hidden = frame.tokens, frame.hidden
+        rewards = _pick(model.reward_head(frame.action_hidden), generator) - 1
+        ends = _pick(model.end_head(frame.action_hidden), generator)
+        return rewards.float(), ends.bool()
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Noise that makes the largest of logits plus noise a sample of their softmax."""
+    noise = torch.empty(shape, device=generator.device)
+    return noise.exponential_(generator=generator).log_().neg_()
+
+
+def _pick(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The likeliest class of (R, classes), or a sample of them."""
+    logits = logits.float()
+    if generator is not None:
+        logits = logits + gumbel(tuple(logits.shape), generator)
+    return logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""The backbone: incremental decoding, causality, cache bookkeeping, both attention kernels."""
+"""The backbone: causality, both attention kernels."""
 
 from __future__ import annotations
 
@@ -23,16 +23,6 @@ def tokens(rows: int = 3, length: int = 23) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "matmul"])
-@pytest.mark.parametrize("chunks", [[1] * 23, [23], [5, 1, 9, 8], [1, 22], [20, 3]])
-@torch.inference_mode()
-def test_decoding_in_chunks_equals_one_full_pass(attention: str, chunks: list[int]) -> None:
-    model, x = backbone(attention), tokens()
-    cache = model.new_cache(3, 23)
-    parts = [model(part, cache) for part in x.split(chunks, dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), model(x), **CLOSE)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "matmul"])
 @torch.inference_mode()
 def test_a_later_token_changes_nothing_earlier(attention: str) -> None:
     model, x = backbone(attention), tokens()
@@ -42,40 +32,6 @@ def test_a_later_token_changes_nothing_earlier(attention: str) -> None:
     torch.testing.assert_close(after[:, :10], before[:, :10], **CLOSE)
     # ... and every later one sees it.
     assert ((after - before)[:, 10:].abs().amax(-1) > 1e-4).all()
-
-
-@torch.inference_mode()
-def test_selected_rows_go_on_alone_and_leave_the_original_as_it_was() -> None:
-    model, x = backbone(), tokens()
-    cache = model.new_cache(3, 23)
-    model(x[:, :15], cache)
-    rows = torch.tensor([2, 0, 2, 2])
-    torch.manual_seed(2)
-    ours = torch.randn(4, 8, 32)
-    selected = cache.select(rows)
-    beams = model(ours, selected)
-    expected = model(torch.cat([x[rows, :15], ours], 1))[:, 15:]
-    torch.testing.assert_close(beams, expected, **CLOSE)
-    torch.testing.assert_close(model(x[:, 15:], cache), model(x)[:, 15:], **CLOSE)
-
-
-@torch.inference_mode()
-def test_truncated_tokens_are_forgotten() -> None:
-    model, x = backbone(), tokens()
-    cache = model.new_cache(3, 23)
-    model(x[:, :9], cache)
-    model(torch.full((3, 6, 32), 50.0), cache)
-    cache.truncate(9)
-    torch.testing.assert_close(model(x[:, 9:], cache), model(x)[:, 9:], **CLOSE)
-
-
-@torch.inference_mode()
-def test_a_full_cache_refuses_more() -> None:
-    model, x = backbone(), tokens()
-    cache = model.new_cache(3, 10)
-    model(x[:, :10], cache)
-    with pytest.raises(AssertionError, match="more tokens than the cache"):
-        model(x[:, 10:11], cache)
 
 
 def test_both_attention_kernels_agree_in_values_and_gradients() -> None:

@@ -2,81 +2,143 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jowa.games import get
-from jowa.models.world_action import Output, WorldActionModel
+from jowa.models.world_action import WorldActionModel
 
 ACTIONS = {"Freeway": 3, "Pong": 6, "Boxing": 18}
 
 
+@dataclass(frozen=True)
+class Node:
+    """A play so far: frames (t, 36), the actions (t - 1,) between them, what it has paid, its
+    first imagined action, and how near any choice on the way came to falling otherwise."""
+
+    game: int
+    frames: Tensor
+    actions: Tensor
+    gained: float = 0.0
+    score: float = 0.0
+    first: int = -1
+    ended: bool = False
+    margin: float = float("inf")
+
+
 @dataclass
 class SlowWorld:
-    """One environment: `frames` is a list of lists of 36 tokens, `actions` those between."""
+    """Search written for clarity; `stop_at_end` and `pessimistic` as in `jowa.plan`."""
 
     model: WorldActionModel
-    game: int
+    stop_at_end: bool = False
+    pessimistic: bool = False
 
-    def forward(self, frames: list[list[int]], actions: list[int]) -> Output:
-        padded = [*actions, 0][: len(frames)]
-        with torch.no_grad():
-            return self.model(
-                torch.tensor([frames]), torch.tensor([padded]), torch.tensor([self.game])
-            )
+    def values(self, nodes: list[Node]) -> list[dict[int, float]]:
+        """Q of every legal action at the last frames; all nodes have as many frames."""
+        frames = torch.stack([node.frames for node in nodes])
+        actions = F.pad(torch.stack([node.actions for node in nodes]), (0, 1))
+        games = torch.tensor([node.game for node in nodes])
+        q_logits = self.model(frames, actions, games, world=False).q_logits[:, :, -1]
+        q = self.model.values(q_logits)
+        if self.pessimistic:
+            q = torch.stack([self.model.values(member[None]) for member in q_logits]).amin(0)
+        legal = self.model.legal_actions
+        return [
+            {a: float(row[a]) for a in range(18) if legal[node.game, a]}
+            for row, node in zip(q, nodes, strict=True)
+        ]
 
-    def values(self, frames: list[list[int]], actions: list[int]) -> dict[int, float]:
-        """Q of every legal action at the last frame."""
-        q = self.model.values(self.forward(frames, actions).q_logits)[0, -1]
-        legal = self.model.legal_actions[self.game].nonzero().flatten().tolist()
-        return {a: float(q[a]) for a in legal}
-
-    def step(
-        self, frames: list[list[int]], actions: list[int], action: int
-    ) -> tuple[float, bool, list[int]]:
-        """Reward, end and the next frame, token after token."""
-        actions, t = [*actions, action], len(frames)
-        output = self.forward(frames, actions)
-        reward = int(output.reward_logits[0, -1].argmax()) - 1
-        end = bool(output.end_logits[0, -1].argmax())
-        frame: list[int] = []
+    def step(self, nodes: list[Node], chosen: list[int], gamma: float, depth: int) -> list[Node]:
+        """Takes an action from each node and imagines the frame after it, token after token."""
+        games = torch.tensor([node.game for node in nodes])
+        frames = torch.stack([node.frames for node in nodes])
+        actions = torch.stack([node.actions for node in nodes])
+        actions = torch.cat([actions, torch.tensor(chosen)[:, None]], 1)
+        output = self.model(frames, actions, games, q=False)
+        rewards, ends = output.reward_logits[:, -1], output.end_logits[:, -1]
+        margins = torch.minimum(_gap(rewards), _gap(ends))
+        frame = torch.zeros_like(frames[:, -1])
+        later = F.pad(actions, (0, 1))
         for k in range(36):
-            unknown = frame + [0] * (36 - k)
-            output = self.forward([*frames, unknown], actions)
-            position = 36 * t + k - 1
-            frame.append(int(output.observation_logits[0, position].argmax()))
-        return float(reward), end, frame
+            output = self.model(torch.cat([frames, frame[:, None]], 1), later, games, q=False)
+            logits = output.observation_logits[:, 36 * frames.shape[1] + k - 1]
+            frame[:, k] = logits.argmax(-1)
+            margins = torch.minimum(margins, _gap(logits))
+        after = []
+        for i, node in enumerate(nodes):
+            reward = 0.0 if node.ended else float(rewards[i].argmax()) - 1
+            ended = node.ended or (self.stop_at_end and bool(ends[i].argmax()))
+            after.append(
+                Node(
+                    node.game,
+                    torch.cat([frames[i], frame[i : i + 1]]),
+                    actions[i],
+                    gained=node.gained + gamma**depth * reward,
+                    first=chosen[i] if depth == 0 else node.first,
+                    ended=ended,
+                    margin=min(node.margin, float(margins[i])),
+                )
+            )
+        return after
 
-    def search(
-        self, frames: list[list[int]], actions: list[int], width: int, horizon: int, gamma: float
-    ) -> dict[int, float]:
-        """The best path's score for every first action that the last beam still holds."""
+    @torch.no_grad()
+    def search(self, root: Node, width: int, horizon: int, gamma: float) -> tuple[Node, float]:
+        """The best path, and how much would have had to change for another to come out."""
+        (values,) = self.values([root])
         if horizon == 0:
-            return self.values(frames, actions)
-        beam = [(0.0, 0.0, frames, actions, -1)]
-        for depth in range(1, horizon + 1):
-            children = []
-            for _, gained, seen, taken, first in beam:
-                values = self.values(seen, taken)
-                for action in sorted(values, key=lambda a: -values[a])[:width]:
-                    reward, _, frame = self.step(seen, taken, action)
-                    total = gained + gamma ** (depth - 1) * reward
-                    now, then = [*seen, frame], [*taken, action]
-                    score = total + gamma**depth * max(self.values(now, then).values())
-                    children.append((score, total, now, then, action if depth == 1 else first))
-            beam = sorted(children, key=lambda child: -child[0])[:width]
-        best: dict[int, float] = {}
-        for score, *_, first in beam:
-            best[first] = max(score, best.get(first, score))
-        return best
+            ranked = sorted(values, key=lambda a: -values[a])
+            best = replace(root, first=ranked[0], score=values[ranked[0]])
+            return best, _boundary([values[a] for a in ranked], 1)
+        beam, q, margin = [root], [values], float("inf")
+        for depth in range(horizon):
+            parents, chosen = [], []
+            for node, values in zip(beam, q, strict=True):
+                ranked = sorted(values, key=lambda a: -values[a])
+                margin = min(margin, _boundary([values[a] for a in ranked], width))
+                for action in ranked[: 1 if node.ended else width]:
+                    parents.append(node)
+                    chosen.append(action)
+            children = self.step(parents, chosen, gamma, depth)
+            margin = min([margin] + [child.margin for child in children])
+            q = self.values(children)
+            children = [
+                replace(
+                    c, score=c.gained + (0 if c.ended else gamma ** (depth + 1) * max(v.values()))
+                )
+                for c, v in zip(children, q, strict=True)
+            ]
+            order = sorted(range(len(children)), key=lambda i: -children[i].score)
+            margin = min(margin, _boundary([children[i].score for i in order], width))
+            beam, q = [children[i] for i in order[:width]], [q[i] for i in order[:width]]
+        rivals = [node.score for node in beam if node.first != beam[0].first]
+        return beam[0], min([margin] + [beam[0].score - score for score in rivals])
+
+
+def _gap(logits: Tensor) -> Tensor:
+    """How far the largest of (R, n) lies above the next."""
+    top = logits.topk(2, dim=-1).values
+    return top[:, 0] - top[:, 1]
+
+
+def _boundary(ranked: list[float], count: int) -> float:
+    """How far the last that is kept lies above the first that is not."""
+    return ranked[count - 1] - ranked[count] if count < len(ranked) else float("inf")
 
 
 @pytest.fixture(scope="session")
 def slow_world() -> type[SlowWorld]:
     return SlowWorld
+
+
+@pytest.fixture(scope="session")
+def make_node() -> Callable[..., Node]:
+    return Node
 
 
 @pytest.fixture(scope="session")
