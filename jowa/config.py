@@ -96,7 +96,7 @@ class TokenizeConfig:
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
@@ -106,7 +106,7 @@ class TokenizeConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 
@@ -123,7 +123,7 @@ class PretrainConfig:
     tokenizer, model   sizes
     stage1, stage2     steps, batch, optimiser, losses
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
@@ -136,7 +136,7 @@ class PretrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 
@@ -150,7 +150,7 @@ class FinetuneConfig:
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
@@ -164,7 +164,7 @@ class FinetuneConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 

@@ -34,6 +34,10 @@ class Compute:
     dtype: torch.dtype
     processes: Processes = ALONE
 
+    def compiles(self, wish: bool | None) -> bool:
+        """Whether to compile: as wished, else on a GPU, where it pays; a CPU gains nothing."""
+        return self.device.type == "cuda" if wish is None else wish
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; weights stay float32."""
         return torch.autocast(

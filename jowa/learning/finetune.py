@@ -64,7 +64,7 @@ def finetune(config: FinetuneConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

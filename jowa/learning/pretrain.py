@@ -61,7 +61,7 @@ def pretrain(config: PretrainConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

@@ -48,7 +48,7 @@ def tokenize(config: TokenizeConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
     )
     if not trainer.finished("tokenizer"):
