@@ -50,6 +50,7 @@ VERBS = {
     ),
     "watch": Verb("WatchConfig", "jowa.evaluation.evaluate:watch", "film an agent at play"),
     "report": Verb("ReportConfig", "jowa.commands:report", "write a report about finished runs"),
+    "runs": Verb("RunsConfig", "jowa.learning.runs:list_runs", "list runs and how far they are"),
     "games": Verb("GamesConfig", "jowa.commands:list_games", "list the 60 games"),
 }
 

@@ -11,9 +11,9 @@ from omegaconf import MISSING
 
 from jowa.agent import PlannerConfig
 from jowa.learning.compute import ComputeConfig
+from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
-from jowa.learning.trainer import LogConfig
 from jowa.models.tokenizer import TokenizerConfig
 from jowa.models.world_action import WorldActionConfig
 
@@ -95,6 +95,8 @@ class TokenizeConfig:
     data               episodes to read
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
     """
@@ -120,8 +122,12 @@ class PretrainConfig:
     run                where checkpoints and logs go; the same command goes on where it stopped
     data               episodes to read
     tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
+    start_from         run or checkpoint of `jowa pretrain` whose tokenizer and model to start
+                       from, such as the end of another run's stage 1; null starts anew
     tokenizer, model   sizes
-    stage1, stage2     steps, batch, optimiser, losses
+    stage1, stage2     steps (0 leaves a stage out), batch, optimiser, losses
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
     """
@@ -129,6 +135,7 @@ class PretrainConfig:
     run: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer_from: str | None = None
+    start_from: str | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: WorldActionConfig = field(default_factory=WorldActionConfig)
     stage1: PhaseConfig = field(default_factory=PhaseConfig)
@@ -149,6 +156,8 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
     """
@@ -265,3 +274,15 @@ class ReportConfig:
 @dataclass
 class GamesConfig:
     """Lists the 60 games: id, number of actions, random, human and DQN scores, teacher."""
+
+
+@dataclass
+class RunsConfig:
+    """Lists the runs below a folder: what each trains, how far it is, its loss and its size.
+
+    A run is "going on" if it logged something within the last minute.
+
+    root               the folder
+    """
+
+    root: str = "runs"

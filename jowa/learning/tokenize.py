@@ -15,7 +15,7 @@ from jowa.data.tokens import encode_store
 from jowa.errors import UserError
 from jowa.learning.compute import resolve
 from jowa.learning.distributed import Processes
-from jowa.learning.monitor import progress_bar
+from jowa.learning.monitor import check_log, progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
@@ -28,6 +28,7 @@ from jowa.models.world_action import MAX_FRAMES, WorldActionModel
 def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
     check_phase("training", config.training)
+    check_log(config.log)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
