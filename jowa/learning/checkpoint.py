@@ -28,7 +28,7 @@ from jowa.errors import UserError
 from jowa.files import write_atomically
 from jowa.learning.retention import kept
 
-FORMAT = 1
+FORMAT = 2  # 2: the tokenizer has a kind
 Tensors = dict[str, Tensor]
 
 
@@ -121,6 +121,11 @@ def load(
             raise UserError(
                 f"the checkpoint {folder} is of format {state['format']}, newer than this jowa "
                 f"reads ({FORMAT}): update jowa."
+            )
+        if state["format"] < FORMAT:
+            raise UserError(
+                f"the checkpoint {folder} is of format {state['format']}, from before jowa's first "
+                f"release, which this one ({FORMAT}) no longer reads: train anew."
             )
         files = {stem: folder / f"{stem}.safetensors" for stem in (*stems, *optional)}
         present = [stem for stem, file in files.items() if file.exists()]
