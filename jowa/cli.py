@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -92,7 +93,8 @@ def run(verb: str, overrides: list[str]) -> None:
     function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
     target = OmegaConf.select(config, "run") or OmegaConf.select(config, "out")
     target = target or OmegaConf.select(config, "root")
-    print(f"jowa {verb}" + (f" -> {target}" if target else ""), flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(f"jowa {verb}" + (f" -> {target}" if target else ""), flush=True)
     function(OmegaConf.to_object(config))
 
 
