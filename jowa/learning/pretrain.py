@@ -32,7 +32,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_sizes(config)
     check_phase("stage1", config.stage1)
     check_phase("stage2", config.stage2)
-    check_losses("stage2", config.stage2.losses, config.model)
+    check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
