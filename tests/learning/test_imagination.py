@@ -52,8 +52,8 @@ def make_objective(make_tokenizer: Maker, make_model: Maker, data: list[EpisodeF
     """A tokenizer with a codebook of patches it has seen, and a model with sharp opinions, against
     ends more than for them by `going`."""
 
-    def make(losses: LossConfig = EVERYTHING, going: float = 1.0) -> Objective:
-        tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(scale=5.0, **NANO)
+    def make(losses: LossConfig = EVERYTHING, going: float = 1.0, patches: int = 6) -> Objective:
+        tokenizer, model = make_tokenizer(patches_per_frame=patches), make_model(scale=5.0, **NANO)
         objective = Objective(tokenizer, model, losses)
         seen = SegmentDataset(data).batch(np.arange(0, 80, 5))
         only = LossConfig(tokenizer=1.0)
@@ -166,6 +166,26 @@ def test_segments_are_real_contexts_and_then_the_planners_path(
         assert made.rewards[s, count - 1] == 0 or ended
 
 
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_every_context_is_whole(make_imagination: Maker, pad: str) -> None:
+    """From all segments that are long enough, however they are padded, and at all their places."""
+    roots = make_imagination(False, pad, context=3).roots
+    steps = roots.dataset.segment_steps
+    count = int((steps >= 3).sum())
+    assert (steps < 3).any() and ((steps > 3) & (steps < 8)).any()
+    assert roots.num_segments == count
+    seen = set()
+    for place in range(6):
+        contexts = roots.contexts(np.arange(count), np.full(count, place))
+        assert contexts.mask_padding.all() and not contexts.ends[:, :-1].any()
+        seen.update(tuple(frame) for frame in contexts.observations[:, -1].tolist())
+    # Every frame that two others precede in a segment can be dreamt on from.
+    whole = roots.dataset.batch(np.arange(len(steps)))
+    newest = whole.mask_padding.cumsum(1) >= 3
+    frames = whole.observations[newest & whole.mask_padding]
+    assert seen == {tuple(frame) for frame in frames.tolist()}
+
+
 def test_an_imagined_end_is_the_last_step(make_imagination: Maker) -> None:
     dataset = make_imagination(frames=False).dataset
     numbers = np.flatnonzero(dataset.segment_steps == 8)[:3]
@@ -210,23 +230,29 @@ def test_world_model_and_tokenizer_learn_nothing_from_imagined_steps(
         ends=mixed.ends ^ dreamt,
     )
     assert dreamt.sum(1).tolist() == [0] * 4 + [3] * 8
-    world = make_objective(LossConfig(tokenizer=1.0, world_model=0.5))
-    (ours, metrics, statistics), (theirs, others, more) = (
-        gradients(world, batch) for batch in (mixed, other)
+    without = dataclasses.replace(
+        mixed, mask_padding=mixed.real, imagined=rest.imagined.new_zeros(dreamt.shape)
     )
+    world = make_objective(LossConfig(tokenizer=1.0, world_model=0.5), patches=36)
+    ours, metrics, statistics = gradients(world, mixed)
     assert any(name.startswith("tokenizer.encoder") for name in ours)
     assert any(name.startswith("model.observation_head") for name in ours)
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7, msg=name)
-    for name, value in metrics.items():
-        torch.testing.assert_close(value, others[name], equal_nan=True, msg=name)
-    for name in ("counts", "sums", "power"):
-        torch.testing.assert_close(getattr(statistics, name), getattr(more, name))
-    value = make_objective(LossConfig(q=1.0))
-    (ours, metrics, _), (theirs, others, _) = (gradients(value, b) for b in (mixed, other))
-    assert abs(float(metrics["q/td"] - others["q/td"])) > 1e-3
-    for name in ("model.q_head.linear3.bias", "model.transformer.blocks.0.attention.qkv.weight"):
-        assert not torch.allclose(ours[name], theirs[name]), name
+    for batch in (other, without):
+        theirs, others, more = gradients(world, batch)
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7, msg=name)
+        for name, value in metrics.items():
+            torch.testing.assert_close(value, others[name], equal_nan=True, msg=name)
+        for name in ("counts", "sums", "power"):
+            torch.testing.assert_close(getattr(statistics, name), getattr(more, name))
+    values = make_objective(LossConfig(q=1.0))
+    ours, metrics, _ = gradients(values, mixed)
+    for batch in (other, without):
+        theirs, others, _ = gradients(values, batch)
+        assert abs(float(metrics["q/td"] - others["q/td"])) > 1e-3
+        assert metrics["q/greedy_is_data_action"] == others["q/greedy_is_data_action"]
+        for name in ("q_head.linear3.bias", "transformer.blocks.0.attention.qkv.weight"):
+            assert not torch.allclose(ours[f"model.{name}"], theirs[f"model.{name}"]), name
 
 
 def test_refreshing_changes_nothing_but_the_buffer(
@@ -234,7 +260,7 @@ def test_refreshing_changes_nothing_but_the_buffer(
 ) -> None:
     objective = make_objective().train()
     objective.tokenizer.eval()
-    objective.model.q_head.eval()
+    objective.model.reward_head.eval()
     modes = {name: part.training for name, part in objective.named_modules()}
     state = {n: t.clone() for n, t in objective.state_dict().items()}
     torch.manual_seed(5)
@@ -268,6 +294,8 @@ def test_batches_are_a_function_of_step_and_rank(
         assert not torch.equal(each.batch(8).observations, batch.observations)
     keys = torch.cat([each.batch(7).keys for each in pair])
     assert torch.equal(keys, alone.batch(7).keys) and len(keys.unique()) == 8
+    pair[1].buffer = pair[0].buffer
+    assert not torch.equal(pair[0].batch(7).observations, pair[1].batch(7).observations)
 
 
 def test_the_oldest_segments_fall_out(make_objective: Maker, make_imagination: Maker) -> None:
