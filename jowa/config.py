@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from jowa.agent import PlannerConfig
 from jowa.learning.compute import ComputeConfig
+from jowa.learning.imagination import ImaginationConfig
 from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
@@ -65,6 +66,7 @@ class PhaseConfig:
     stride              steps between the starts of segments
     reward_fraction     part of each batch drawn from segments with a reward
     target_update_every  steps between updates of the Q target head
+    imagination         part of each batch that the planner imagines, and how; 0 is none
     """
 
     steps: int = 0
@@ -75,6 +77,7 @@ class PhaseConfig:
     target_update_every: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     losses: LossConfig = field(default_factory=LossConfig)
+    imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
 
 
 @dataclass

@@ -47,6 +47,21 @@ class Batch:
     imagined: Tensor
     keys: Tensor
 
+    @property
+    def real(self) -> Tensor:
+        """(B, L) bool, true on steps that were played: neither padding nor imagined."""
+        return self.mask_padding & ~self.imagined
+
+    @classmethod
+    def cat(cls, parts: Sequence[Batch]) -> Batch:
+        """The segments of all parts, in their order."""
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        return cls(**{name: torch.cat(column) for name, column in columns.items()})
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The segments `rows`."""
+        return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         moved = {

@@ -65,12 +65,12 @@ class Processes:
             columns.append(parts)
         return CodeStatistics.merge([CodeStatistics(*row) for row in zip(*columns, strict=True)])
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
-        """A CPU tensor of each process, in order of rank."""
+    def gather(self, value: T) -> list[T]:
+        """A CPU tensor, or several, of each process, in order of rank."""
         parts: list[Any] = [None] * self.size
         if self.size == 1:
-            return [tensor]
-        dist.all_gather_object(parts, tensor)
+            return [value]
+        dist.all_gather_object(parts, value)
         return parts
 
     def in_turn(self, work: Callable[[], T]) -> T:

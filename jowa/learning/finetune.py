@@ -45,7 +45,8 @@ def finetune(config: FinetuneConfig) -> Path:
     files = open_data(config.root, [game.name], config.cache_gib)
     torch.manual_seed(config.seed)
     tokenizer, model = build(saved, fresh=config.from_scratch)
-    check_losses("training", config.training.losses, model.config)
+    imagines = config.training.imagination.share > 0
+    check_losses("training", config.training.losses, model.config, imagines)
     set_backgrounds(tokenizer, files)
     set_perceptual(tokenizer, config.perceptual)
     if like is not None and not config.from_scratch:

@@ -37,7 +37,7 @@ class Counts(NamedTuple):
     items: Tensor  # of the tokenizer's loss
     tokens: Tensor  # next-token targets
     model_steps: Tensor  # steps that train rewards and ends
-    steps: Tensor  # real steps
+    steps: Tensor  # real and imagined steps
     rows: Tensor  # steps with a TD target
     data_steps: Tensor  # steps whose action's value the penalty raises
 
@@ -103,10 +103,9 @@ class Objective(nn.Module):
         Averaged over processes that each hold a share of a batch and given to `forward`, it makes
         the mean of their gradients the gradient of the whole batch.
         """
-        mask = batch.mask_padding
-        real = mask & ~batch.imagined
+        mask, real = batch.mask_padding, batch.real
         counts = Counts(
-            items=self.tokenizer.count(mask),
+            items=self.tokenizer.count(real),
             tokens=real.sum() * FRAME_TOKENS - real[:, 0].sum(),
             model_steps=real.sum(),
             steps=mask.sum(),
@@ -126,7 +125,7 @@ class Objective(nn.Module):
         statistics = None
         if self.config.tokenizer:
             loss, metrics, statistics = self.tokenizer.loss(
-                batch.observations, batch.games, batch.mask_padding, batch.keys, by_name.items
+                batch.observations, batch.games, batch.real, batch.keys, by_name.items
             )
             total = total + self.config.tokenizer * loss
         if self.model is not None and (self.config.world_model or self.config.q):
@@ -138,7 +137,7 @@ class Objective(nn.Module):
     def _model_losses(
         self, model: WorldActionModel, batch: Batch, counts: Counts, detailed: bool
     ) -> tuple[Tensor, Metrics]:
-        tokens = self._tokens(model, batch)
+        tokens = self.tokens(model, batch)
         output = model(
             tokens,
             batch.actions,
@@ -159,7 +158,7 @@ class Objective(nn.Module):
         return total, metrics
 
     @torch.no_grad()
-    def _tokens(self, model: WorldActionModel, batch: Batch) -> Tensor:
+    def tokens(self, model: WorldActionModel, batch: Batch) -> Tensor:
         """(B, L, 36): the batch's tokens, or its frames encoded by the tokenizer as it is."""
         if batch.observations.ndim == 3:
             return batch.observations
@@ -179,8 +178,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         assert output.predicting is not None
         assert output.reward_logits is not None and output.end_logits is not None
-        mask = batch.mask_padding & ~batch.imagined
-        targets = next_token_targets(tokens, mask).flatten()
+        targets = next_token_targets(tokens, batch.real).flatten()
         hidden, last = model.observation_head[:-1](output.predicting), model.observation_head[-1]
         assert isinstance(last, nn.Linear)
         gates = hints = None
@@ -193,7 +191,7 @@ class Objective(nn.Module):
             output.end_logits,
             batch.rewards,
             batch.ends,
-            mask,
+            batch.real,
             self.config.reward_weight,
             counts.model_steps,
         )
@@ -236,14 +234,14 @@ class Objective(nn.Module):
         penalty, metrics = self._penalty(values, batch, counts)
         if detailed:
             best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
-            agree = (best == batch.actions)[batch.mask_padding].float().mean()
+            agree = (best == batch.actions)[batch.real].float().mean()
             metrics["q/greedy_is_data_action"] = agree
         return td + penalty, {"q/td": td.detach(), **metrics}
 
     def _in_data(self, batch: Batch) -> Tensor:
         """(B, L) bool: steps whose action's value the penalty raises."""
         combo = self.config.penalty == "combo"
-        return batch.mask_padding & ~batch.imagined if combo else batch.mask_padding
+        return batch.real if combo else batch.mask_padding
 
     def _penalty(self, values: Tensor, batch: Batch, counts: Counts) -> tuple[Tensor, Metrics]:
         """The weighted penalty on values (B, L, A) of actions that were not taken."""
@@ -271,14 +269,17 @@ class Objective(nn.Module):
         return weights / weights.sum()
 
 
-def check_losses(name: str, losses: LossConfig, model: WorldActionConfig) -> None:
-    """Raises UserError for options of phase `name` that mean nothing for this model."""
+def check_losses(
+    name: str, losses: LossConfig, model: WorldActionConfig, imagines: bool = False
+) -> None:
+    """Raises UserError for options of phase `name` that mean nothing for this model or data;
+    `imagines` says whether part of the data is imagined."""
     if losses.penalty not in ("cql", "combo", "none"):
         raise UserError(f"{name}.losses.penalty is {losses.penalty!r}: use cql, combo or none.")
-    if losses.penalty == "combo":
+    if losses.penalty == "combo" and not imagines:
         raise UserError(
             f"{name}.losses.penalty is combo, which differs from cql on imagined data only, and "
-            f"{name} trains on real data: use cql."
+            f"{name} trains on real data: use cql, or imagine some by {name}.imagination.share."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(
@@ -295,14 +296,14 @@ def world_model_accuracy(
 
     predicted (B, 36·L) tokens, reward_logits (B, L, 3), tokens (B, L, 36).
     """
-    targets = next_token_targets(tokens, batch.mask_padding)
+    targets = next_token_targets(tokens, batch.real)
     # Token k of a frame stands at predicting position 36·t + k - 1; the first frame, which no
     # frame precedes, is left out.
     later, predicted = targets[:, 35:-1], predicted[:, 35:-1]
     real = later != IGNORE
     changed = real & (later != tokens[:, :-1].flatten(1))
     right = predicted == later
-    rewarded = batch.mask_padding & (batch.rewards != 0)
+    rewarded = batch.real & (batch.rewards != 0)
     found = reward_logits.argmax(-1) == batch.rewards.sign() + 1
     return {
         "accuracy/tokens": right[real].float().mean(),

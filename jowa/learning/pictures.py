@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jowa.data.segments import Batch
-from jowa.models.tokenizer import Tokenizer
+from jowa.models.tokenizer import Tokenizer, to_bytes
 from jowa.models.world_action import WorldActionModel
 from jowa.planning.dream import Dream
 
@@ -21,7 +21,7 @@ def reconstructions(tokenizer: Tokenizer, batch: Batch) -> np.ndarray:
     games = batch.games.repeat_interleave(L)
     frames = batch.observations.flatten(0, 1).unsqueeze(1)
     decoded = tokenizer.decode(tokenizer.encode(frames, games), games)
-    return _interleave(frames.view(B, L, 84, 84), _bytes(decoded).view(B, L, 84, 84))
+    return _interleave(frames.view(B, L, 84, 84), to_bytes(decoded).view(B, L, 84, 84))
 
 
 @torch.inference_mode()
@@ -45,12 +45,7 @@ def dreams(
         imagined.append(dream.frame)
     decoded = tokenizer.decode(torch.stack(imagined, 1).flatten(0, 1), games)
     model.train(was_training)
-    return _interleave(frames.view(B, L, 84, 84), _bytes(decoded).view(B, L, 84, 84))
-
-
-def _bytes(frames: Tensor) -> Tensor:
-    """(N, 1, 84, 84), about [0, 1], to uint8 (N, 84, 84)."""
-    return (frames[:, 0].clamp(0.0, 1.0) * 255).round().byte()
+    return _interleave(frames.view(B, L, 84, 84), to_bytes(decoded).view(B, L, 84, 84))
 
 
 def _interleave(upper: Tensor, lower: Tensor) -> np.ndarray:

@@ -36,7 +36,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_sizes(config)
     check_phase("stage1", config.stage1)
     check_phase("stage2", config.stage2)
-    check_losses("stage2", config.stage2.losses, config.model)
+    check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     check_log(config.log)
     if config.tokenizer_from is not None and config.start_from is not None:
         raise UserError(

@@ -15,6 +15,7 @@ from jowa.data.tokens import encode_store
 from jowa.errors import UserError
 from jowa.learning.compute import resolve
 from jowa.learning.distributed import Processes
+from jowa.learning.imagination import REST, Imagination, check_imagination
 from jowa.learning.monitor import check_log, progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
@@ -65,12 +66,13 @@ def tokenize(config: TokenizeConfig) -> Path:
 
 
 def check_phase(name: str, phase: PhaseConfig) -> None:
-    """Raises UserError for windows that make no sense, before anything is trained."""
+    """Raises UserError for windows or imagined data that make no sense, before training."""
     if not 1 <= phase.stride <= phase.length <= MAX_FRAMES:
         raise UserError(
             f"{name}.stride is {phase.stride} and {name}.length {phase.length}: use "
             f"1 <= stride <= length <= {MAX_FRAMES}, the frames that the model's sequence holds."
         )
+    check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
 
 
 def dataset_of(
@@ -89,22 +91,37 @@ def make_phase(
     processes: Processes,
 ) -> Phase:
     """A phase for the trainer from its configuration, with this process's share of the data."""
-    sampler = Sampler(
-        dataset,
-        config.batch_size,
-        seed=seed,
-        reward_fraction=config.reward_fraction,
-        rank=processes.rank,
-        world_size=processes.size,
-    )
+
+    def sampler(batch_size: int, seed: int) -> Sampler:
+        return Sampler(
+            dataset,
+            batch_size,
+            seed=seed,
+            reward_fraction=config.reward_fraction,
+            rank=processes.rank,
+            world_size=processes.size,
+        )
+
+    imagination = None
+    imagined = config.imagination.imagined(config.batch_size)
+    if imagined:
+        if imagined % processes.size or config.batch_size % processes.size:
+            raise UserError(
+                f"{name}: {config.batch_size - imagined} real and {imagined} imagined segments "
+                f"cannot be split over {processes.size} processes: choose a batch_size and an "
+                f"imagination.share that make both multiples."
+            )
+        rest = sampler(imagined, seed + REST)
+        imagination = Imagination(config.imagination, dataset, rest, seed, processes)
     return Phase(
         name,
         config.steps,
         objective,
         dataset,
-        sampler,
+        sampler(config.batch_size - imagined, seed),
         config.optimizer,
         config.target_update_every,
+        imagination,
     )
 
 

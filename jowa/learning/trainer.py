@@ -22,6 +22,7 @@ from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
+from jowa.learning.imagination import Imagination
 from jowa.learning.monitor import LogConfig, Monitor, progress_bar
 from jowa.learning.objective import Metrics, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
@@ -45,6 +46,7 @@ class Phase:
     sampler: Sampler
     optimizer: OptimizerConfig
     target_update_every: int = 0  # steps between hard updates of the target head; 0 is never
+    imagination: Imagination | None = None  # makes the rest of each batch, if anything does
 
 
 class Stopped(KeyboardInterrupt):
@@ -158,6 +160,8 @@ class Trainer:
             phase.sampler.load_state_dict(self._resume.state["sampler"])
             self._score = Score.going_on(self.log.best_metric, self._resume.state.get("score"))
             step.guard.restore(training)
+            if phase.imagination is not None:
+                phase.imagination.restore(training)
             # A run that goes on with more processes than it had gives the new ones fresh states.
             if (own := training.get(f"rng/cpu/{self.processes.rank}")) is not None:
                 torch.set_rng_state(own)
@@ -186,6 +190,10 @@ class Trainer:
         at, log, clock = self.position, self.log, _Clock(self.position.step)
         phase.objective.train()
         while at.phase_step < phase.steps:
+            if phase.imagination is not None and phase.imagination.due(at.phase_step):
+                # What a bad step was given can be read again only from the buffer it had.
+                self._check(phase, step.guard)
+                phase.imagination.refresh(at.phase_step, phase.objective, self.compute)
             batch = clock.time_data(lambda: read(phase)).to(self.compute.device)
             detailed = at.phase_step % log.details == 0
             metrics = step(batch, at.phase_step, detailed)
@@ -194,6 +202,8 @@ class Trainer:
             last = at.phase_step == phase.steps
             if detailed or last or at.phase_step % log.scalars == 0:
                 self._check(phase, step.guard)
+                if phase.imagination is not None:
+                    metrics = metrics | phase.imagination.metrics(self.compute.device)
                 if detailed:
                     self._check_metric(phase, metrics)
                 values = self._values(metrics)
@@ -211,7 +221,7 @@ class Trainer:
             scheduled = last or at.phase_step % log.checkpoint == 0
             if scheduled or stop:
                 self._check(phase, step.guard)
-                self._save(step, names, phase.sampler, scheduled)
+                self._save(step, names, phase, scheduled)
                 if stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
 
@@ -262,16 +272,19 @@ class Trainer:
             f"rate or use compute.dtype=float32."
         )
 
-    def _save(
-        self, step: Step, names: dict[Tensor, str], sampler: Sampler, scheduled: bool
-    ) -> None:
+    def _save(self, step: Step, names: dict[Tensor, str], phase: Phase, scheduled: bool) -> None:
         random = {"cpu": self.processes.gather(torch.get_rng_state())}
         if self.compute.device.type == "cuda":
             random["cuda"] = self.processes.gather(torch.cuda.get_rng_state())
+        buffers: list[dict[str, Tensor]] = []
+        if phase.imagination is not None:
+            buffers = self.processes.gather(phase.imagination.state())
         if self.processes.first:
             training = checkpoints.optimizer_tensors(step.optimizer, names) | step.guard.state()
             for kind, states in random.items():
                 training |= {f"rng/{kind}/{rank}": state for rank, state in enumerate(states)}
+            for buffer in buffers:
+                training |= buffer
             tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
             if self.model is not None:
                 tensors["model"] = self.model.state_dict()
@@ -279,7 +292,7 @@ class Trainer:
                 **self.facts,
                 "position": vars(self.position),
                 "score": self._score.state(scheduled),
-                "sampler": sampler.state_dict(),
+                "sampler": phase.sampler.state_dict(),
                 "versions": checkpoints.versions(),
             }
             saved = Checkpoint(self.position.step, state, tensors)
@@ -294,8 +307,11 @@ class Trainer:
 
 def read(phase: Phase) -> Batch:
     """This process's share of the phase's next batch."""
-    keys = phase.sampler.keys()
-    return phase.dataset.batch(next(phase.sampler), keys)
+    number, keys = phase.sampler.step, phase.sampler.keys()
+    batch = phase.dataset.batch(next(phase.sampler), keys)
+    if phase.imagination is not None:
+        batch = Batch.cat([batch, phase.imagination.batch(number)])
+    return batch
 
 
 class _Clock:

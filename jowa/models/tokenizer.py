@@ -131,6 +131,11 @@ class Tokenizer(nn.Module, ABC):
         return out
 
 
+def to_bytes(frames: Tensor) -> Tensor:
+    """Decoded frames (N, 1, 84, 84), about [0, 1], as uint8 (N, 84, 84)."""
+    return (frames[:, 0].float().clamp(0.0, 1.0) * 255).round().byte()
+
+
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
     """Index (M,) of the codebook vector (V, C) with the smallest squared distance to z (M, C)."""
     distance = codebook.square().sum(1) - 2.0 * z @ codebook.T

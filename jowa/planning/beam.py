@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jowa.errors import UserError
 from jowa.games import by_id
-from jowa.models.world_action import MAX_FRAMES, WorldActionModel
+from jowa.models.world_action import FRAME_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
 
@@ -22,6 +22,30 @@ class Plan(NamedTuple):
 
     actions: Tensor
     scores: Tensor
+
+
+class Path(NamedTuple):
+    """The best path of a search H deep: imagined frames (B, H, 36) with the rewards and ends
+    (B, H) of the steps to them, the path's score (B,), and its actions (B, H + 1), of which the
+    last is the greedy one at the last frame."""
+
+    frames: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ends: Tensor
+    scores: Tensor
+
+
+class _Level(NamedTuple):
+    """The M nodes of one depth: frames (B, M, 36), the steps to them (B, M), and which are kept
+    (B, N). `width` nodes in a row come from the same kept node of the level before."""
+
+    frames: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ends: Tensor
+    kept: Tensor
+    width: int
 
 
 def check(beam_width: int, horizon: int, context: int) -> None:
@@ -95,15 +119,50 @@ def plan(
     imagined frames, rewards and ends instead of taking the likeliest; `decoder` chooses how frames
     are decoded, which changes no result, and remembers what is fast.
     """
+    path = imagine(
+        model,
+        obs_tokens,
+        actions,
+        games,
+        beam_width,
+        horizon,
+        gamma,
+        lengths=lengths,
+        stop_at_end=stop_at_end,
+        pessimistic=pessimistic,
+        generator=generator,
+        decoder=decoder,
+    )
+    return Plan(path.actions[:, 0], path.scores)
+
+
+@torch.inference_mode()
+def imagine(
+    model: WorldActionModel,
+    obs_tokens: Tensor,
+    actions: Tensor,
+    games: Tensor,
+    beam_width: int = 2,
+    horizon: int = 2,
+    gamma: float = 0.99,
+    *,
+    lengths: Tensor | None = None,
+    stop_at_end: bool = False,
+    pessimistic: bool = False,
+    generator: torch.Generator | None = None,
+    decoder: Decoder | None = None,
+) -> Path:
+    """The whole path of which `plan`, given the same, returns the first action."""
     check(beam_width, horizon, 1)
     dream = begin(model, obs_tokens, actions, games, horizon, lengths, decoder)
     B = len(games)
     environments = torch.arange(B, device=games.device).unsqueeze(1)
     q_BNA = dream.q_values(pessimistic).unsqueeze(1)
-    scores_BN, first_BN = q_BNA.max(-1)
+    scores_BN = q_BNA.amax(-1)
     returns_BN = torch.zeros_like(scores_BN)
     rows_BN = environments  # where the kept nodes are in the dream
-    ended_BN = torch.zeros_like(first_BN, dtype=torch.bool)
+    ended_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
+    levels: list[_Level] = []
     # Where no game has more legal actions than this, wider beams hold only padding.
     most = int(model.legal_actions[games].sum(-1).max())
     for depth in range(1, horizon + 1):
@@ -115,19 +174,38 @@ def plan(
         real[..., 1:] &= ~ended_BN.unsqueeze(-1)
         action = action_BNW.flatten(1)
         dream = dream.branch(rows_BN.flatten().repeat_interleave(width), siblings=width)
-        rewards, ends = dream.step(action.flatten(), generator)
+        rewards, ends = (x.view(B, -1) for x in dream.step(action.flatten(), generator))
         ended = ended_BN.repeat_interleave(width, dim=1)
-        rewards = rewards.view(B, -1).masked_fill(ended, 0.0)
+        rewards = rewards.masked_fill(ended, 0.0)
         returns = returns_BN.repeat_interleave(width, dim=1) + gamma ** (depth - 1) * rewards
         if stop_at_end:
-            ended = ended | ends.view(B, -1)
+            ended = ended | ends
         q = dream.q_values(pessimistic)
         best = q.max(-1).values.view(B, -1).masked_fill(ended, 0.0)
         scores = (returns + gamma**depth * best).masked_fill(~real.flatten(1), -torch.inf)
-        first = action if depth == 1 else first_BN.repeat_interleave(width, dim=1)
         scores_BN, kept = ranked(scores, beam_width)
-        first_BN, ended_BN = first.gather(1, kept), ended.gather(1, kept)
+        levels.append(
+            _Level(dream.frame.view(B, -1, FRAME_TOKENS), action, rewards, ends, kept, width)
+        )
+        ended_BN = ended.gather(1, kept)
         returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
         rows_BN = environments * scores.shape[1] + kept
         q_BNA = q[rows_BN]
-    return Plan(first_BN[:, 0], scores_BN[:, 0])
+    return _traced(levels, q_BNA[:, 0].argmax(-1), scores_BN[:, 0])
+
+
+def _traced(levels: list[_Level], greedy: Tensor, scores: Tensor) -> Path:
+    """The path to the best node of the last level, traced back to the root, with the greedy
+    action (B,) there."""
+    B, H = len(greedy), len(levels)
+    environments = torch.arange(B, device=greedy.device)
+    frames, actions = greedy.new_empty(B, H, FRAME_TOKENS), greedy.new_empty(B, H + 1)
+    rewards, ends = scores.new_empty(B, H), greedy.new_empty(B, H, dtype=torch.bool)
+    actions[:, H] = greedy
+    node = torch.zeros_like(greedy)  # among the kept ones, best first
+    for depth, level in reversed(list(enumerate(levels))):
+        at = environments, level.kept[environments, node]
+        frames[:, depth], actions[:, depth] = level.frames[at], level.actions[at]
+        rewards[:, depth], ends[:, depth] = level.rewards[at], level.ends[at]
+        node = at[1] // level.width
+    return Path(frames, actions, rewards, ends, scores)

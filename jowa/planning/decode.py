@@ -222,10 +222,12 @@ class Decoder:
 
     Where there is a choice (plain or drafted, siblings together or one pass later) every way is
     timed on the first few frames of every shape (rows, cached tokens), and then the fastest is kept
-    to. Tokens do not depend on it.
+    to. Tokens do not depend on it, but for rounding where logits tie: who needs the same bits in
+    every run says `timed=False`, and siblings go one pass later without trying.
     """
 
     mode: str = "auto"
+    timed: bool = True
     frames: int = 0
     passes: int = 0
     tokens: int = 0
@@ -260,8 +262,8 @@ class Decoder:
         ways = [] if self.mode == "drafted" else [0]
         if self.mode != "plain":
             ways += sorted({1, block.siblings})
-        if len(ways) == 1:
-            return self._run(ways[0], block)
+        if len(ways) == 1 or not self.timed:
+            return self._run(ways[-1], block)
         prefix = block.cache.prefix_keys[0]
         # Rows by powers of two: environments finish one by one.
         shape = (block.rows.bit_length(), prefix.shape[2], block.cache.filled, block.siblings)

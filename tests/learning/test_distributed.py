@@ -131,7 +131,11 @@ def test_hosts_train_as_one(tmp_path: Path, data: Path, tokenizer: str, alone: P
     assert_same_weights(run, alone, 1e-6)
 
 
-LONG = ["stage1.steps=60", "stage2.steps=0", "model.transformer.dropout=0.1"]
+IMAGINING = ["share=0.34", "segments=3", "buffer=5", "every=3", "start=1"]
+LONG = [
+    *["stage1.steps=30", "stage2.steps=40", "model.transformer.dropout=0.1"],
+    *[f"stage2.imagination.{value}" for value in IMAGINING],
+]
 
 
 def workers(job: subprocess.Popen[str]) -> list[int]:
@@ -151,7 +155,8 @@ def reaches(run: Path, step: int, job: subprocess.Popen[str]) -> None:
 def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
     tmp_path: Path, data: Path, tokenizer: str
 ) -> None:
-    """Killed, then told to stop, then finished: as if nothing had happened, dropout and all."""
+    """Killed in stage 1, told to stop in stage 2, then finished: as if nothing had happened, with
+    dropout and with what each process imagined."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     together(2, command(straight, data, tokenizer, *LONG))
     job = launch(2, command(broken, data, tokenizer, *LONG))
@@ -163,7 +168,7 @@ def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
     assert "lost the others of its job" in output or "SIGKILL" in output, output
     assert load(find(broken)).step >= 10
     job = launch(2, command(broken, data, tokenizer, *LONG))
-    reaches(broken, 25, job)
+    reaches(broken, 45, job)
     os.kill(workers(job)[1], signal.SIGTERM)  # one alone: they agree on where to stop
     output, _ = job.communicate(timeout=120)
     assert "the same command goes on" in output, output
@@ -180,6 +185,8 @@ def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
     )
     assert {"rng/cpu/0", "rng/cpu/1"} <= ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    first, second = (ours[f"imagination/{rank}/keys"].tolist() for rank in (0, 1))
+    assert len(first) == len(second) == 5 and not set(first) & set(second)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tmp_path: Path, data: Path) -> None:

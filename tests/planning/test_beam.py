@@ -11,7 +11,8 @@ from torch import Tensor
 from jowa.errors import UserError
 from jowa.games import get
 from jowa.models.world_action import WorldActionModel
-from jowa.planning.beam import check, plan
+from jowa.planning.beam import check, imagine, plan
+from jowa.planning.dream import Dream
 
 ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
 Contexts = tuple[Tensor, Tensor, Tensor]
@@ -38,6 +39,39 @@ def test_actions_are_legal_and_do_not_depend_on_the_batch(
             assert model.legal_actions[games[b], together.actions[b]]
             torch.testing.assert_close(alone.scores, together.scores[one], rtol=1e-3, atol=1e-3)
             assert torch.equal(alone.actions, together.actions[one])
+
+
+@pytest.mark.parametrize("stop_at_end", [False, True])
+@pytest.mark.parametrize(("width", "horizon"), [(1, 0), (2, 2), (4, 3)])
+def test_the_whole_path_leads_where_it_says(
+    make_model: Maker, contexts: Contexts, width: int, horizon: int, stop_at_end: bool
+) -> None:
+    """Taken again, its actions bring its frames, rewards, ends and score; it begins like `plan`."""
+    frames, actions, games = contexts
+    gamma, ended_paths = 0.9, 0
+    for seed in range(2):
+        model = make_model(seed=seed, scale=10.0, **ALL).double()
+        args = (model, frames[:, -3:], actions[:, -2:], games)
+        path = imagine(*args, width, horizon, gamma, stop_at_end=stop_at_end)
+        chosen = plan(*args, width, horizon, gamma, stop_at_end=stop_at_end)
+        assert torch.equal(path.actions[:, 0], chosen.actions)
+        assert torch.equal(path.scores, chosen.scores)
+        with torch.inference_mode():
+            dream = Dream.start(*args, horizon)
+            score, alive = torch.zeros(3, dtype=torch.double), torch.ones(3, dtype=torch.bool)
+            for depth in range(horizon):
+                rewards, ends = dream.step(path.actions[:, depth])
+                assert torch.equal(dream.frame, path.frames[:, depth])
+                assert torch.equal(rewards * alive, path.rewards[:, depth])
+                assert torch.equal(ends, path.ends[:, depth])
+                score += gamma**depth * rewards * alive
+                alive &= ~(ends & stop_at_end)
+            q = dream.q_values()
+            assert torch.equal(path.actions[:, horizon], q.argmax(-1))
+            score += gamma**horizon * q.amax(-1) * alive
+            torch.testing.assert_close(path.scores, score, rtol=1e-4, atol=1e-4)
+        ended_paths += int((~alive).sum())
+    assert (ended_paths > 0) == (stop_at_end and horizon > 0)
 
 
 def test_planning_in_bfloat16_stays_close(make_model: Maker, contexts: Contexts) -> None:

@@ -1,0 +1,507 @@
+"""Imagined data: real contexts, the planner's steps, what learns from them, going on exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jowa.cli import main
+from jowa.config import PhaseConfig
+from jowa.data.episodes import EpisodeFile
+from jowa.data.segments import Batch, Sampler, SegmentDataset
+from jowa.errors import UserError
+from jowa.learning.checkpoint import find, load
+from jowa.learning.compute import Compute
+from jowa.learning.distributed import Processes
+from jowa.learning.imagination import Imagination, ImaginationConfig, joined
+from jowa.learning.losses import target_rows
+from jowa.learning.objective import LossConfig, Objective, check_losses
+from jowa.learning.optim import OptimizerConfig
+from jowa.learning.tokenize import check_phase, make_phase
+from jowa.learning.trainer import LogConfig, Stopped, Trainer, read
+from jowa.models.tokenizer import to_bytes
+from jowa.models.world_action import WorldActionConfig
+from jowa.planning.beam import Path as PlannedPath
+from jowa.planning.beam import imagine
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+EVERYTHING = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0, n_step=2)
+Maker = Callable[..., Any]
+
+
+def random_tokens(files: list[EpisodeFile]) -> list[np.ndarray]:
+    """No two frames are alike."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 24, (file.num_transitions, 36)) for file in files]
+
+
+@pytest.fixture
+def make_objective(make_tokenizer: Maker, make_model: Maker, data: list[EpisodeFile]) -> Maker:
+    """A tokenizer with a codebook of patches it has seen, and a model with sharp opinions, against
+    ends more than for them by `going`."""
+
+    def make(losses: LossConfig = EVERYTHING, going: float = 1.0, patches: int = 6) -> Objective:
+        tokenizer, model = make_tokenizer(patches_per_frame=patches), make_model(scale=5.0, **NANO)
+        objective = Objective(tokenizer, model, losses)
+        seen = SegmentDataset(data).batch(np.arange(0, 80, 5))
+        only = LossConfig(tokenizer=1.0)
+        with torch.no_grad():
+            tokenizer.learn(Objective(tokenizer, None, only).train()(seen).statistics)
+            model.end_head[-1].bias[0] += going
+        model.set_codebook(tokenizer.codebook)
+        return objective.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_imagination(data: list[EpisodeFile]) -> Maker:
+    def make(
+        frames: bool = True,
+        pad: Any = "right",
+        rank: int = 0,
+        size: int = 1,
+        segments: int = 8,
+        batch: int = 4,
+        **options: Any,
+    ) -> Imagination:
+        tokens = None if frames else random_tokens(data)
+        dataset = SegmentDataset(data, tokens, pad=pad)
+        rest = Sampler(dataset, batch * size, seed=9, rank=rank, world_size=size)
+        config = ImaginationConfig(share=0.5, segments=segments, **options)
+        return Imagination(config, dataset, rest, 3, Processes(rank, size))
+
+    return make
+
+
+def made_by(imagination: Imagination, objective: Objective, step: int = 0) -> Batch:
+    imagination.refresh(step, objective, CPU)
+    assert imagination.buffer is not None
+    return imagination.buffer
+
+
+def assert_equal(ours: Batch, theirs: Batch) -> None:
+    for name, tensor in vars(ours).items():
+        assert torch.equal(tensor, getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize(
+    ("frames", "pad", "going", "options"),
+    [
+        (True, "right", 1.0, {}),
+        (True, "left", 1.0, {"context": 3, "horizon": 1}),
+        (True, "right", 0.0, {"context": 1}),
+        (False, "left", 0.0, {"beam_width": 3}),  # some end
+        (False, "right", 0.0, {"context": 1, "horizon": 4}),
+        (False, "right", 1.0, {"context": 2, "horizon": 3}),
+    ],
+)
+def test_segments_are_real_contexts_and_then_the_planners_path(
+    data: list[EpisodeFile],
+    make_objective: Maker,
+    make_imagination: Maker,
+    frames: bool,
+    pad: str,
+    going: float,
+    options: dict[str, int],
+) -> None:
+    objective = make_objective(going=going)
+    imagination = make_imagination(frames, pad, segments=12, **options)
+    made, model = made_by(imagination, objective), objective.model
+    H, W = options.get("horizon", 2), options.get("beam_width", 2)
+    C = options.get("context", 8 - H)
+    assert not any(tensor.is_inference() for tensor in vars(made).values())
+    ids, tokens = [file.game.id for file in data], random_tokens(data)
+    assert set(made.games.tolist()) == set(ids)
+    for s in range(12):
+        file = data[ids.index(int(made.games[s]))]
+        shown = file.frames(np.arange(file.num_transitions))
+        shown = shown if frames else tokens[ids.index(file.game.id)]
+        # The context is somewhere in the data, as it was, inside one episode.
+        places = [
+            row
+            for first, stop in zip(file.episode_starts[:-1], file.episode_starts[1:], strict=True)
+            for row in range(first, stop - C + 1)
+            if (made.observations[s, :C].numpy() == shown[row : row + C]).all()
+            and (made.actions[s, : C - 1].numpy() == file.actions[row : row + C - 1]).all()
+            and (made.rewards[s, : C - 1].numpy() == file.rewards[row : row + C - 1]).all()
+        ]
+        assert places and not file.ends[places[0] : places[0] + C - 1].any()
+        assert not made.imagined[s, : C - 1].any() and made.mask_padding[s, :C].all()
+        # From its newest frame on the steps are those of the planner.
+        part = made.select(slice(s, s + 1))
+        seen = part.observations[:, :C]
+        if frames:
+            games = part.games.repeat(C)
+            seen = objective.tokenizer.encode(seen.flatten(0, 1).unsqueeze(1), games).unsqueeze(0)
+        path = imagine(model, seen, part.actions[:, : C - 1], part.games, W, H)
+        ended = [i for i in range(H) if path.ends[0, i]]
+        count = C - 1 + (ended[0] + 1 if ended else H + 1)
+        assert made.mask_padding[s].tolist() == [t < count for t in range(8)]
+        assert made.imagined[s].tolist() == [C - 1 <= t < count for t in range(8)]
+        steps = min(count - C + 1, H)
+        assert torch.equal(made.actions[s, C - 1 : count], path.actions[0, : count - C + 1])
+        assert torch.equal(made.rewards[s, C - 1 : C - 1 + steps], path.rewards[0, :steps])
+        assert torch.equal(made.ends[s, C - 1 : C - 1 + steps], path.ends[0, :steps])
+        imagined = path.frames[0, : count - C]
+        if frames:
+            imagined = to_bytes(objective.tokenizer.decode(imagined, part.games.repeat(count - C)))
+        assert torch.equal(made.observations[s, C:count], imagined)
+        assert model.legal_actions[part.games, made.actions[s, :count]].all()
+        # What lies behind is padding.
+        for name in ("observations", "actions", "rewards", "ends"):
+            assert not getattr(made, name)[s, count:].any(), name
+        assert made.rewards[s, count - 1] == 0 or ended
+
+
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_every_context_is_whole(make_imagination: Maker, pad: str) -> None:
+    """From all segments that are long enough, however they are padded, and at all their places."""
+    roots = make_imagination(False, pad, context=3).roots
+    steps = roots.dataset.segment_steps
+    count = int((steps >= 3).sum())
+    assert (steps < 3).any() and ((steps > 3) & (steps < 8)).any()
+    assert roots.num_segments == count
+    seen = set()
+    for place in range(6):
+        contexts = roots.contexts(np.arange(count), np.full(count, place))
+        assert contexts.mask_padding.all() and not contexts.ends[:, :-1].any()
+        seen.update(tuple(frame) for frame in contexts.observations[:, -1].tolist())
+    # Every frame that two others precede in a segment can be dreamt on from.
+    whole = roots.dataset.batch(np.arange(len(steps)))
+    newest = whole.mask_padding.cumsum(1) >= 3
+    frames = whole.observations[newest & whole.mask_padding]
+    assert seen == {tuple(frame) for frame in frames.tolist()}
+
+
+def test_an_imagined_end_is_the_last_step(make_imagination: Maker) -> None:
+    dataset = make_imagination(frames=False).dataset
+    numbers = np.flatnonzero(dataset.segment_steps == 8)[:3]
+    whole = dataset.batch(numbers)
+    contexts = Batch(**{n: t[:, :5] if t.ndim > 1 else t for n, t in vars(whole).items()})
+    ends = torch.tensor([[False, False], [False, True], [True, False]])
+    frames, ones = torch.full((3, 2, 36), 7), torch.ones(3, 2)
+    path = PlannedPath(frames, torch.full((3, 3), 2), ones, ends, torch.zeros(3))
+    segments = joined(contexts, path, frames, 8)
+    real, dreamt = segments.mask_padding.sum(1).tolist(), segments.imagined.sum(1).tolist()
+    assert (real, dreamt) == ([7, 6, 5], [3, 2, 1])
+    rows = target_rows(segments.ends, segments.mask_padding)
+    # The last imagined frame has no successor; an end needs none.
+    assert rows.sum(1).tolist() == [6, 6, 5]
+    assert segments.rewards[:, 4:].tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
+    assert segments.observations[:, 5:, 0].tolist() == [[7, 7, 0], [7, 0, 0], [0, 0, 0]]
+
+
+def gradients(objective: Objective, batch: Batch) -> tuple[dict[str, Tensor], Any, Any]:
+    objective.zero_grad()
+    loss, metrics, statistics = objective(batch, detailed=True)
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    return found, metrics, statistics
+
+
+def test_world_model_and_tokenizer_learn_nothing_from_imagined_steps(
+    make_objective: Maker, make_imagination: Maker
+) -> None:
+    """Whatever they hold: only the Q losses notice."""
+    imagination = make_imagination()
+    rest = imagination.batch(0)
+    mixed = Batch.cat([rest, made_by(imagination, make_objective())])
+    dreamt = mixed.imagined
+    other = dataclasses.replace(
+        mixed,
+        observations=torch.where(
+            dreamt[..., None, None], 255 - mixed.observations, mixed.observations
+        ),
+        actions=torch.where(dreamt, 1, mixed.actions),
+        rewards=torch.where(dreamt, 1.0 - mixed.rewards, mixed.rewards),
+        ends=mixed.ends ^ dreamt,
+    )
+    assert dreamt.sum(1).tolist() == [0] * 4 + [3] * 8
+    without = dataclasses.replace(
+        mixed, mask_padding=mixed.real, imagined=rest.imagined.new_zeros(dreamt.shape)
+    )
+    world = make_objective(LossConfig(tokenizer=1.0, world_model=0.5), patches=36)
+    ours, metrics, statistics = gradients(world, mixed)
+    assert any(name.startswith("tokenizer.encoder") for name in ours)
+    assert any(name.startswith("model.observation_head") for name in ours)
+    for batch in (other, without):
+        theirs, others, more = gradients(world, batch)
+        for name, gradient in ours.items():
+            torch.testing.assert_close(gradient, theirs[name], rtol=1e-4, atol=1e-7, msg=name)
+        for name, value in metrics.items():
+            torch.testing.assert_close(value, others[name], equal_nan=True, msg=name)
+        for name in ("counts", "sums", "power"):
+            torch.testing.assert_close(getattr(statistics, name), getattr(more, name))
+    values = make_objective(LossConfig(q=1.0))
+    ours, metrics, _ = gradients(values, mixed)
+    for batch in (other, without):
+        theirs, others, _ = gradients(values, batch)
+        assert abs(float(metrics["q/td"] - others["q/td"])) > 1e-3
+        assert metrics["q/greedy_is_data_action"] == others["q/greedy_is_data_action"]
+        for name in ("q_head.linear3.bias", "transformer.blocks.0.attention.qkv.weight"):
+            assert not torch.allclose(ours[f"model.{name}"], theirs[f"model.{name}"]), name
+
+
+def test_refreshing_changes_nothing_but_the_buffer(
+    make_objective: Maker, make_imagination: Maker
+) -> None:
+    objective = make_objective().train()
+    objective.tokenizer.eval()
+    objective.model.reward_head.eval()
+    modes = {name: part.training for name, part in objective.named_modules()}
+    state = {n: t.clone() for n, t in objective.state_dict().items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = made_by(make_imagination(), objective)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {name: part.training for name, part in objective.named_modules()} == modes
+    assert all(torch.equal(t, state[n]) for n, t in objective.state_dict().items())
+    assert all(p.grad is None for p in objective.parameters())
+    # Dropout is off: the same again gives the same.
+    assert_equal(made_by(make_imagination(), objective), first)
+
+
+def test_batches_are_a_function_of_step_and_rank(
+    make_objective: Maker, make_imagination: Maker
+) -> None:
+    objective = make_objective()
+    alone = make_imagination(False, segments=8, batch=8)
+    pair = [make_imagination(False, rank=rank, size=2, segments=4) for rank in (0, 1)]
+    # Real until something is imagined: together as much and the same as one process's.
+    halves = [each.batch(5) for each in pair]
+    assert_equal(Batch.cat(halves), alone.batch(5))
+    assert not alone.batch(5).imagined.any()
+    # So are the contexts; what is drawn from buffers of their own is drawn anew at every step.
+    together = Batch.cat([made_by(each, objective, 300) for each in pair])
+    assert torch.equal(together.actions[:, :5], made_by(alone, objective, 300).actions[:, :5])
+    for each in pair:
+        batch = each.batch(7)
+        assert batch.imagined.any(1).all() and len(batch.games) == 4
+        assert_equal(each.batch(7), batch)
+        assert not torch.equal(each.batch(8).observations, batch.observations)
+    keys = torch.cat([each.batch(7).keys for each in pair])
+    assert torch.equal(keys, alone.batch(7).keys) and len(keys.unique()) == 8
+    pair[1].buffer = pair[0].buffer
+    assert not torch.equal(pair[0].batch(7).observations, pair[1].batch(7).observations)
+
+
+def test_the_oldest_segments_fall_out(make_objective: Maker, make_imagination: Maker) -> None:
+    objective = make_objective()
+    imagination = make_imagination(False, segments=6, buffer=16, every=10, start=5)
+    assert [step for step in range(30) if imagination.due(step)] == [5, 15, 25]
+    first = made_by(imagination, objective, 5)
+    second = made_by(imagination, objective, 15)
+    third = made_by(imagination, objective, 25)
+    assert [len(b.games) for b in (first, second, third)] == [6, 12, 16]
+    assert_equal(second.select(slice(0, 6)), first)
+    assert_equal(third.select(slice(0, 10)), second.select(slice(2, 12)))
+    assert not torch.equal(third.keys[-6:], first.keys)  # other contexts every time
+    metrics = imagination.metrics(torch.device("cpu"))
+    assert metrics["imagination/segments"] == 16 and metrics["imagination/reward"].abs() <= 1
+
+
+def phase_config(**imagination: Any) -> PhaseConfig:
+    return PhaseConfig(
+        steps=7,
+        batch_size=6,
+        reward_fraction=0.25,
+        target_update_every=2,
+        optimizer=OptimizerConfig(3e-3, 3e-3, warmup=3),
+        losses=EVERYTHING,
+        imagination=ImaginationConfig(**imagination),
+    )
+
+
+def test_without_a_share_nothing_is_imagined(
+    data: list[EpisodeFile], make_objective: Maker
+) -> None:
+    dataset = SegmentDataset(data)
+    phase = make_phase("x", phase_config(), make_objective(), dataset, 4, CPU.processes)
+    sampler = Sampler(dataset, 6, seed=4, reward_fraction=0.25)
+    assert phase.imagination is None
+    for _ in range(3):
+        keys = sampler.keys()
+        assert_equal(read(phase), dataset.batch(next(sampler), keys))
+
+
+def test_a_batch_is_part_real_and_part_imagined(
+    data: list[EpisodeFile], make_objective: Maker
+) -> None:
+    objective, dataset = make_objective(), SegmentDataset(data)
+    config = phase_config(share=1 / 3, segments=4, buffer=8, start=2)
+    phase = make_phase("x", config, objective, dataset, 4, CPU.processes)
+    assert phase.imagination is not None
+    read(phase), read(phase)
+    phase.imagination.refresh(2, objective, CPU)
+    batch = read(phase)
+    assert batch.imagined.any(1).tolist() == [False] * 4 + [True] * 2
+    sampler = Sampler(dataset, 4, seed=4, reward_fraction=0.25)
+    sampler.step = 2
+    keys = sampler.keys()
+    assert_equal(batch.select(slice(0, 4)), dataset.batch(next(sampler), keys))
+    assert len(batch.keys.unique()) == 6
+
+
+@pytest.fixture
+def experiment(data: list[EpisodeFile], make_objective: Maker) -> Callable[..., None]:
+    """Fine-tunes for a few steps with imagined data in a run directory, as the command does."""
+
+    def run(
+        path: Path, at_step: Callable[[int], None] = lambda step: None, scalars: int = 1
+    ) -> None:
+        objective = make_objective()
+        tokenizer, model = objective.tokenizer, objective.model
+        trainer: Trainer
+
+        def pictures() -> dict[str, np.ndarray]:
+            at_step(trainer.position.step)
+            return {"grey": np.zeros((8, 8), dtype=np.uint8)}
+
+        log = LogConfig(scalars=scalars, details=2 * scalars, pictures=1, checkpoint=3, keep=2)
+        path.mkdir(exist_ok=True)
+        trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
+        if not trainer.finished("x"):
+            config = phase_config(share=0.5, segments=4, buffer=6, every=2, start=1)
+            dataset = SegmentDataset(data)
+            trainer.train(make_phase("x", config, objective, dataset, 4, CPU.processes))
+
+    return run
+
+
+def curves(run: Path) -> str:
+    """The log without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "speed/")
+    return json.dumps([{k: v for k, v in x.items() if not k.startswith(timed)} for x in lines])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    tmp_path: Path, experiment: Callable[..., None], stop: int
+) -> None:
+    """Before anything is imagined, just before a refresh, between two, with a full buffer."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    experiment(straight)
+
+    def terminate(step: int) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        experiment(stopped, terminate)
+    assert load(find(stopped)).step == stop
+    experiment(stopped)
+    assert curves(stopped) == curves(straight) and '"imagination/reward"' in curves(straight)
+    for file in ("model", "tokenizer", "training"):
+        ours, theirs = (load_file(find(run) / f"{file}.safetensors") for run in (stopped, straight))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+    assert len(ours["imagination/0/games"]) == 6
+
+
+def test_a_bad_step_is_shown_with_the_segments_it_had(
+    tmp_path: Path, experiment: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is noticed only later, when a refresh was due."""
+    forward = Objective.forward
+    seen: list[Batch] = []
+
+    def sometimes_nan(self: Objective, batch: Batch, *rest: Any, **more: Any) -> Any:
+        result = forward(self, batch, *rest, **more)
+        seen.extend([batch] if batch.imagined.any() else [])
+        return result._replace(loss=result.loss * torch.nan) if len(seen) == 3 else result
+
+    monkeypatch.setattr(Objective, "forward", sometimes_nan)
+    with pytest.raises(UserError, match=r"^step 3 "):
+        experiment(tmp_path / "run", scalars=100)
+    (path,) = (tmp_path / "run").glob("bad_batch*.safetensors")
+    assert len(seen) == 5  # steps 1 to 4, and the bad one done again
+    assert_equal(Batch(**load_file(path)), seen[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"share": 1.0}, r"share is 1\.0.*less than 1"),
+        ({"share": -0.1}, r"share is -0\.1"),
+        ({"horizon": 0}, r"horizon is 0; use 1 or more"),
+        ({"beam_width": 0}, r"beam_width is 0"),
+        ({"every": 0}, r"every is 0"),
+        ({"start": -1}, r"start is -1"),
+        ({"segments": 0}, r"segments is 0"),
+        ({"context": 7}, r"7 frames of context.*horizon of 2.*x\.length=8"),
+        ({"horizon": 8}, r"at least 1 frame of context"),
+        ({"buffer": 3}, r"buffer is 3.*4 segments"),
+        ({"share": 0.05}, r"batch of 6.*batch_size"),
+        ({"share": 0.95}, r"batch of 6.*batch_size"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
+    good = {"share": 0.5, "segments": 4, "buffer": 8}
+    check_phase("x", phase_config(**good))
+    with pytest.raises(UserError, match=words):
+        check_phase("x", phase_config(**(good | changes)))
+
+
+def test_what_the_phase_cannot_use_is_refused(
+    data: list[EpisodeFile], make_objective: Maker
+) -> None:
+    config = phase_config(share=0.5, segments=4)
+    with pytest.raises(UserError, match=r"losses\.q is 0"):
+        check_phase("x", dataclasses.replace(config, losses=LossConfig(world_model=1.0)))
+    dataset, objective = SegmentDataset(data), make_objective()
+    with pytest.raises(UserError, match=r"3 real and 3 imagined .* over 2 processes"):
+        make_phase("x", config, objective, dataset, 0, Processes(0, 2))
+    many = dataclasses.replace(config, imagination=ImaginationConfig(share=0.5, segments=1000))
+    with pytest.raises(UserError, match=r"only \d+ segments .* 6 steps .* 1000"):
+        make_phase("x", many, objective, dataset, 0, CPU.processes)
+    combo = LossConfig(q=1.0, penalty="combo")
+    check_losses("x", combo, WorldActionConfig(), imagines=True)
+    with pytest.raises(UserError, match=r"combo.*x\.imagination\.share"):
+        check_losses("x", combo, WorldActionConfig())
+
+
+def test_the_commands_imagine(
+    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["compute.device=cpu", "compute.dtype=float32", "compute.threads=1", "log.scalars=1"]
+    sizes = [
+        *["tokenizer.vocabulary=32", "tokenizer.code_width=4", "tokenizer.hidden=16"],
+        *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
+        *["model.summary_width=8", "model.q_width=16", "model.transformer.layers=1"],
+        *["model.transformer.width=16", "stage1.steps=2", "stage1.batch_size=4"],
+    ]
+
+    def dreaming(phase: str) -> list[str]:
+        values = ["share=0.5", "segments=4", "buffer=8", "every=2", "start=1"]
+        more = [f"{phase}.steps=4", f"{phase}.batch_size=4", f"{phase}.losses.penalty=combo"]
+        return [*more, *[f"{phase}.imagination.{value}" for value in values]]
+
+    def logged(run: Path) -> list[dict[str, float]]:
+        return [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+
+    first, second = tmp_path / "pretrain", tmp_path / "finetune"
+    games = ["data.games=[Pong,Freeway]", f"data.root={data_root}"]
+    pretrain = ["pretrain", f"run={first}", *games, *sizes, *small, *dreaming("stage2")]
+    assert main(pretrain) == 0
+    assert [x.get("imagination/segments") for x in logged(first)] == [None, None, 0, 4, 4, 8]
+    held_out = ["game=Breakout", f"root={data_root}", f"checkpoint={first}"]
+    finetune = ["finetune", f"run={second}", *held_out, *small, *dreaming("training")]
+    assert main(finetune) == 0
+    assert [x["imagination/segments"] for x in logged(second)] == [0, 4, 4, 8]
+    assert main([*pretrain, f"run={tmp_path}/x", "stage1.imagination.share=0.5"]) == 2
+    assert "only Q losses learn from imagined data" in capsys.readouterr().err
