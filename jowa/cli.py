@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -50,6 +51,7 @@ VERBS = {
     ),
     "watch": Verb("WatchConfig", "jowa.evaluation.evaluate:watch", "film an agent at play"),
     "report": Verb("ReportConfig", "jowa.commands:report", "write a report about finished runs"),
+    "runs": Verb("RunsConfig", "jowa.learning.runs:list_runs", "list runs and how far they are"),
     "games": Verb("GamesConfig", "jowa.commands:list_games", "list the 60 games"),
 }
 
@@ -91,7 +93,8 @@ def run(verb: str, overrides: list[str]) -> None:
     function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
     target = OmegaConf.select(config, "run") or OmegaConf.select(config, "out")
     target = target or OmegaConf.select(config, "root")
-    print(f"jowa {verb}" + (f" -> {target}" if target else ""), flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(f"jowa {verb}" + (f" -> {target}" if target else ""), flush=True)
     function(OmegaConf.to_object(config))
 
 

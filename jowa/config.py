@@ -12,9 +12,9 @@ from omegaconf import MISSING
 from jowa.agent import PlannerConfig
 from jowa.learning.compute import ComputeConfig
 from jowa.learning.imagination import ImaginationConfig
+from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
-from jowa.learning.trainer import LogConfig
 from jowa.models.tokenizer import TokenizerConfig
 from jowa.models.world_action import WorldActionConfig
 
@@ -98,8 +98,10 @@ class TokenizeConfig:
     data               episodes to read
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
@@ -109,7 +111,7 @@ class TokenizeConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 
@@ -123,15 +125,20 @@ class PretrainConfig:
     run                where checkpoints and logs go; the same command goes on where it stopped
     data               episodes to read
     tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
+    start_from         run or checkpoint of `jowa pretrain` whose tokenizer and model to start
+                       from, such as the end of another run's stage 1; null starts anew
     tokenizer, model   sizes
-    stage1, stage2     steps, batch, optimiser, losses
+    stage1, stage2     steps (0 leaves a stage out), batch, optimiser, losses
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer_from: str | None = None
+    start_from: str | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: WorldActionConfig = field(default_factory=WorldActionConfig)
     stage1: PhaseConfig = field(default_factory=PhaseConfig)
@@ -139,7 +146,7 @@ class PretrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 
@@ -152,8 +159,10 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    log                steps between log lines, pictures and checkpoints; the last `keep`
+                       checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
-    compile            run the training step through torch.compile
+    compile            run the training step through torch.compile; null does so on a GPU
     """
 
     run: str = MISSING
@@ -167,7 +176,7 @@ class FinetuneConfig:
     log: LogConfig = field(default_factory=LogConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
-    compile: bool = False
+    compile: bool | None = None
     seed: int = 0
 
 
@@ -268,3 +277,15 @@ class ReportConfig:
 @dataclass
 class GamesConfig:
     """Lists the 60 games: id, number of actions, random, human and DQN scores, teacher."""
+
+
+@dataclass
+class RunsConfig:
+    """Lists the runs below a folder: what each trains, how far it is, its loss and its size.
+
+    A run is "going on" if it logged something within the last minute.
+
+    root               the folder
+    """
+
+    root: str = "runs"

@@ -2,7 +2,8 @@
 
 Layout of `RUN/checkpoints/step_00001000/`: `model.safetensors`, `tokenizer.safetensors`,
 `training.safetensors` (optimiser and random state; absent in shipped weights), `state.json`
-(sizes, position, configuration, versions, sha256 sums of the others) and, written last, `COMPLETE`.
+(sizes, position, score, configuration, versions, sha256 sums of the others) and, written last,
+`COMPLETE`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from jowa.errors import UserError
 from jowa.files import write_atomically
+from jowa.learning.retention import kept
 
-FORMAT = 1
+FORMAT = 2  # 2: the tokenizer has a kind
 Tensors = dict[str, Tensor]
 
 
@@ -39,8 +41,9 @@ class Checkpoint:
     tensors: dict[str, Tensors] = field(default_factory=dict)
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes the checkpoint, then points `latest` to it, then prunes all but the last `keep`.
+def save(run: Path, checkpoint: Checkpoint, keep: int, keep_best: int = 0) -> Path:
+    """Writes the checkpoint, then points `latest` to it, then prunes all that need not be kept:
+    not among the last `keep`, nor the best `keep_best`, nor the end of a phase.
 
     An interruption at any moment leaves the earlier checkpoints and perhaps a folder without
     `COMPLETE`, which no reader takes and the next save removes.
@@ -70,10 +73,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"command again; the checkpoint before it is untouched."
         ) from error
     write_atomically(folder / "latest", target.name)
-    complete = sorted(p for p in folder.glob("step_*") if (p / "COMPLETE").exists())
-    kept = complete[-keep:]
+    stay = kept(complete(run), keep, keep_best)
     for old in (*folder.glob("step_*"), *folder.glob(".step_*.writing")):
-        if old not in kept:
+        if old not in stay:
             _remove(old)
     return target
 
@@ -84,10 +86,14 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def newest(path: Path) -> Path | None:
-    """The newest complete checkpoint of a run directory, or None. Torn ones are passed over."""
-    complete = [p for p in (path / "checkpoints").glob("step_*") if (p / "COMPLETE").exists()]
-    return max(complete, default=None)
+def complete(run: Path) -> list[Path]:
+    """The complete checkpoints of a run directory, oldest first. Torn ones are passed over."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "COMPLETE").exists())
+
+
+def newest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run directory, or None."""
+    return max(complete(run), default=None)
 
 
 def find(path: str | Path) -> Path:
@@ -116,6 +122,11 @@ def load(
                 f"the checkpoint {folder} is of format {state['format']}, newer than this jowa "
                 f"reads ({FORMAT}): update jowa."
             )
+        if state["format"] < FORMAT:
+            raise UserError(
+                f"the checkpoint {folder} is of format {state['format']}, from before jowa's first "
+                f"release, which this one ({FORMAT}) no longer reads: train anew."
+            )
         files = {stem: folder / f"{stem}.safetensors" for stem in (*stems, *optional)}
         present = [stem for stem, file in files.items() if file.exists()]
         if absent := [stem for stem in stems if stem not in present]:
@@ -128,7 +139,7 @@ def load(
             if file_sha256(files[stem]) != state["sha256"][stem]:
                 raise ValueError(f"{files[stem].name} is not as it was written")
         tensors = {stem: load_file(files[stem]) for stem in present}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint {folder} is damaged ({error}): delete that folder, and the one "
             f"before it is used."
@@ -182,14 +193,18 @@ def versions() -> dict[str, str]:
     """Versions of what decides a result, and the git revision where there is one."""
     found = {name: version(name) for name in ("jowa", "torch", "numpy", "ale-py")}
     found["python"] = platform.python_version()
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found["git"] = revision.stdout.strip() or "unknown"
+    found["git"] = git("rev-parse", "HEAD") or "unknown"
     return found
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of the checkout that this code is in; None without a git or a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said.stdout.strip()
 
 
 def file_sha256(path: Path) -> str:

@@ -34,6 +34,10 @@ class Compute:
     dtype: torch.dtype
     processes: Processes = ALONE
 
+    def compiles(self, wish: bool | None) -> bool:
+        """Whether to compile: as wished, else on a GPU, where it pays; a CPU gains nothing."""
+        return self.device.type == "cuda" if wish is None else wish
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; weights stay float32."""
         return torch.autocast(
@@ -73,13 +77,15 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without AVX512-BF16 or AMX a CPU emulates bfloat16 many times slower than float32.
-        native = "bf16" in _cpu_flags()
+        native = "bf16" in cpu_info("flags")
     return torch.bfloat16 if native else torch.float32
 
 
-def _cpu_flags() -> str:
+def cpu_info(key: str) -> str:
+    """What Linux says of the processor, such as its "model name"; empty where it is not known."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next((line for line in file if line.startswith("flags")), "")
+            line = next((line for line in file if line.startswith(key)), "")
     except OSError:
         return ""
+    return line.partition(":")[2].strip()

@@ -23,8 +23,9 @@ from jowa.models.tokenizer import CodeStatistics
 
 T = TypeVar("T")
 
-# A process that says nothing for this long is taken for dead, and the job ends.
-PATIENCE = timedelta(seconds=float(os.environ.get("JOWA_PATIENCE", "60")))
+# A process that dies is noticed at once, by its closed connections or its launcher; one that only
+# keeps the others waiting may be encoding its share of the data or writing a large checkpoint.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jowa.errors import UserError
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
+from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
@@ -25,6 +26,7 @@ from jowa.models.world_action import WorldActionModel
 def finetune(config: FinetuneConfig) -> Path:
     """Trains tokenizer, world model and Q together on the game; returns the run directory."""
     check_phase("training", config.training)
+    check_log(config.log)
     compute = resolve(config.compute)
     game = games.get(config.game)
     folder = checkpoints.find(config.checkpoint)
@@ -65,7 +67,7 @@ def finetune(config: FinetuneConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,35 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from jowa.errors import UserError
+from jowa.files import write_atomically
+
+
+@dataclass
+class LogConfig:
+    """How often, in steps: scalars, accuracies (slower), pictures, checkpoints.
+
+    The last `keep` checkpoints are kept, every one that ends a phase, and the best `keep_best` of
+    each phase: those with the lowest mean of the logged scalar `best_metric` over the steps since
+    the checkpoint before.
+    """
+
+    scalars: int = 10
+    details: int = 50
+    pictures: int = 500
+    checkpoint: int = 500
+    keep: int = 2
+    keep_best: int = 0
+    best_metric: str = "loss/total"
+
+
+def check_log(log: LogConfig) -> None:
+    """Raises UserError for numbers that make no sense."""
+    for name in ("scalars", "details", "pictures", "checkpoint", "keep", "keep_best"):
+        number, least = getattr(log, name), 0 if name == "keep_best" else 1
+        if number < least:
+            raise UserError(f"log.{name} is {number}: use {least} or more.")
 
 
 class Monitor:
@@ -37,7 +67,7 @@ class Monitor:
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _is_up_to(line, step)]
-            self._path.write_text("".join(f"{line}\n" for line in kept))
+            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, step: int, phase: str, seconds: float, values: dict[str, float]) -> None:
         """Logs values; names with a slash, such as `loss/total`, group them in TensorBoard."""

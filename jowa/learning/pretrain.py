@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from jowa.config import PretrainConfig
+from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
+from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
@@ -23,6 +26,7 @@ from jowa.learning.tokenize import (
     picture_batch,
 )
 from jowa.learning.trainer import Trainer
+from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import WorldActionModel
 
@@ -33,19 +37,22 @@ def pretrain(config: PretrainConfig) -> Path:
     check_phase("stage1", config.stage1)
     check_phase("stage2", config.stage2)
     check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
+    check_log(config.log)
+    if config.tokenizer_from is not None and config.start_from is not None:
+        raise UserError(
+            "tokenizer_from and start_from are both given, and start_from brings a tokenizer: "
+            "leave one of them out."
+        )
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
     tokenizer = build_tokenizer(config.tokenizer)
     set_backgrounds(tokenizer, files)
     set_perceptual(tokenizer, config.perceptual)
-    if config.tokenizer_from is not None:
-        folder = checkpoints.find(config.tokenizer_from)
-        saved = checkpoints.load(folder, ("tokenizer",))
-        checkpoints.fill(tokenizer, saved.tensors["tokenizer"], f"the tokenizer of {folder}")
+    model = WorldActionModel(config.model)
+    started_from = fill_initial(config, files, tokenizer, model)
     processes = compute.processes
     run = processes.in_turn(lambda: open_run(config.run, config))
-    model = WorldActionModel(config.model)
     model.set_codebook(tokenizer.codebook)
     sample = picture_batch(files).to(compute.device)
     trainer = Trainer(
@@ -59,9 +66,10 @@ def pretrain(config: PretrainConfig) -> Path:
             "model": dataclasses.asdict(config.model),
             "games": config.data.games,
             "config": dataclasses.asdict(config),
+            "started_from": started_from,
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),
@@ -82,6 +90,29 @@ def pretrain(config: PretrainConfig) -> Path:
             make_phase("stage2", config.stage2, objective, dataset, config.seed, processes)
         )
     return run
+
+
+def fill_initial(
+    config: PretrainConfig,
+    files: list[EpisodeFile],
+    tokenizer: Tokenizer,
+    model: WorldActionModel,
+) -> dict[str, Any] | None:
+    """Loads the weights that the run starts from, if it starts and is not to start anew; returns
+    what is to be remembered of them."""
+    path = config.start_from or config.tokenizer_from
+    if path is None or checkpoints.newest(Path(config.run)) is not None:
+        return None
+    folder = checkpoints.find(path)
+    stems = ("tokenizer",) if config.start_from is None else ("model", "tokenizer")
+    saved = checkpoints.load(folder, stems)
+    checkpoints.fill(tokenizer, saved.tensors["tokenizer"], f"the tokenizer of {folder}")
+    if config.start_from is not None:
+        checkpoints.fill(model, saved.tensors["model"], f"the model of {folder}")
+        # Games it never saw bring backgrounds of their own; the others keep theirs.
+        set_backgrounds(tokenizer, [f for f in files if f.game.name not in saved.state["games"]])
+    sums = {stem: saved.state["sha256"][stem] for stem in stems}
+    return {"checkpoint": str(folder), "step": saved.step, "sha256": sums}
 
 
 def check_sizes(config: PretrainConfig) -> None:

@@ -33,7 +33,7 @@ def open_run(path: str, config: Any) -> Path:
     run, resolved = Path(path), dataclasses.asdict(config)
     stored = run / "config.json"
     if stored.exists() and newest(run) is not None:
-        before, now = flatten(json.loads(stored.read_text())), flatten(resolved)
+        before, now = flatten(read_config(run)), flatten(resolved)
         changed = [
             key
             for key in sorted(before.keys() | now.keys())
@@ -49,6 +49,20 @@ def open_run(path: str, config: Any) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     write_json(stored, resolved)
     return run
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration that a run was started with; UserError if it is damaged."""
+    path = run / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): its checkpoints' state.json hold a copy, as `config`."
+        ) from error
+    return config
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

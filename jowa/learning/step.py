@@ -5,6 +5,7 @@ Nothing here waits for the device: on a GPU the next step is prepared while this
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -106,9 +107,9 @@ class Step:
         if statistics is not None and self.objective.tokenizer.training:
             self.objective.tokenizer.learn(self.compute.processes.merge(statistics))
         model = self.objective.model
-        if model is not None:
-            if self.target_update_every and (number + 1) % self.target_update_every == 0:
-                model.update_target()
-            self.guard.count(metrics, model.config.value_max)
+        due = self.target_update_every and (number + 1) % self.target_update_every == 0
+        if model is not None and due:
+            model.update_target()
+        self.guard.count(metrics, math.inf if model is None else model.config.value_max)
         norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
         return metrics | norms | self.guard.metrics()

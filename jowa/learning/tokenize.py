@@ -16,7 +16,7 @@ from jowa.errors import UserError
 from jowa.learning.compute import resolve
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import REST, Imagination, check_imagination
-from jowa.learning.monitor import progress_bar
+from jowa.learning.monitor import check_log, progress_bar
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
@@ -29,6 +29,7 @@ from jowa.models.world_action import MAX_FRAMES, WorldActionModel
 def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
     check_phase("training", config.training)
+    check_log(config.log)
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
@@ -49,7 +50,7 @@ def tokenize(config: TokenizeConfig) -> Path:
             "config": dataclasses.asdict(config),
         },
         seed=config.seed,
-        compile=config.compile,
+        compile=compute.compiles(config.compile),
         pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
     )
     if not trainer.finished("tokenizer"):

@@ -23,25 +23,16 @@ from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination
-from jowa.learning.monitor import Monitor, progress_bar
+from jowa.learning.monitor import LogConfig, Monitor, progress_bar
 from jowa.learning.objective import Metrics, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
+from jowa.learning.record import record_start
+from jowa.learning.retention import Score
 from jowa.learning.step import Guard, Step
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 
 TRAINING = "training"  # the checkpoint's file of optimiser and random state
-
-
-@dataclass
-class LogConfig:
-    """How often, in steps: scalars, accuracies (slower), pictures, checkpoints."""
-
-    scalars: int = 10
-    details: int = 50
-    pictures: int = 500
-    checkpoint: int = 500
-    keep: int = 2
 
 
 @dataclass
@@ -99,7 +90,8 @@ class Trainer:
         if model is not None:
             model.to(compute.device)
         self.seed, self.pictures, self.compile = seed, pictures, compile
-        self.position = Position()
+        self.position, self._score = Position(), Score(log.best_metric)
+        self._recorded = False
         self._resume: Checkpoint | None = None
         self._stop = False
         if (folder := checkpoints.newest(run)) is not None:
@@ -111,6 +103,9 @@ class Trainer:
         if self.model is not None:
             checkpoints.fill(self.model, saved.tensors["model"], "the run's model")
         self.position = Position(**saved.state["position"])
+        # What a run started from is found out once; the files may have changed since.
+        if "started_from" in saved.state:
+            self.facts = self.facts | {"started_from": saved.state["started_from"]}
         self._resume = saved
 
     def finished(self, phase: str) -> bool:
@@ -134,6 +129,7 @@ class Trainer:
             self.compile,
         )
         self._begin(phase, step, names)
+        self._record(phase)
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         bar = progress_bar(
             phase.name, phase.steps, "step", self.position.phase_step, self.processes.first
@@ -162,6 +158,7 @@ class Trainer:
                 )
             checkpoints.fill_optimizer(step.optimizer, training, names)
             phase.sampler.load_state_dict(self._resume.state["sampler"])
+            self._score = Score.going_on(self.log.best_metric, self._resume.state.get("score"))
             step.guard.restore(training)
             if phase.imagination is not None:
                 phase.imagination.restore(training)
@@ -172,7 +169,15 @@ class Trainer:
                 torch.cuda.set_rng_state(own)
         else:
             self.position.phase, self.position.phase_step = phase.name, 0
+            self._score = Score(self.log.best_metric)
         self._resume = None
+
+    def _record(self, phase: Phase) -> None:
+        """Writes down, once, that this process started to train the run."""
+        if self.processes.first and not self._recorded:
+            at, files = self.position, phase.dataset.files
+            record_start(self.run, at.step, phase.name, self.seed, self.compute, files)
+        self._recorded = True
 
     def _loop(
         self,
@@ -199,7 +204,10 @@ class Trainer:
                 self._check(phase, step.guard)
                 if phase.imagination is not None:
                     metrics = metrics | phase.imagination.metrics(self.compute.device)
+                if detailed:
+                    self._check_metric(phase, metrics)
                 values = self._values(metrics)
+                self._score.add(values)
                 values |= {f"rate/{g['owner']}": g["lr"] for g in step.optimizer.param_groups}
                 elapsed, speeds = clock.read(at.step, batch)
                 at.seconds += elapsed
@@ -210,9 +218,10 @@ class Trainer:
             if last:
                 at.done.append(phase.name)
             stop = self._stops()
-            if last or stop or at.phase_step % log.checkpoint == 0:
+            scheduled = last or at.phase_step % log.checkpoint == 0
+            if scheduled or stop:
                 self._check(phase, step.guard)
-                self._save(step, names, phase)
+                self._save(step, names, phase, scheduled)
                 if stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
 
@@ -227,6 +236,14 @@ class Trainer:
         """Whether any process was asked to stop; asked together, so that all stop at one step."""
         together = self.processes.size == 1 or self.position.phase_step % self.log.scalars == 0
         return together and self.processes.any(self._stop, self.compute.device)
+
+    def _check_metric(self, phase: Phase, metrics: Metrics) -> None:
+        """Raises UserError if the best checkpoints are to be told by what is not logged."""
+        if self.log.keep_best and self.log.best_metric not in metrics:
+            raise UserError(
+                f"log.best_metric is {self.log.best_metric!r}, which {phase.name} does not log: "
+                f"use one of {', '.join(sorted(metrics))}."
+            )
 
     def _check(self, phase: Phase, guard: Guard) -> None:
         """Raises UserError, with the batch saved, if a loss or gradient was not finite."""
@@ -255,7 +272,7 @@ class Trainer:
             f"rate or use compute.dtype=float32."
         )
 
-    def _save(self, step: Step, names: dict[Tensor, str], phase: Phase) -> None:
+    def _save(self, step: Step, names: dict[Tensor, str], phase: Phase, scheduled: bool) -> None:
         random = {"cpu": self.processes.gather(torch.get_rng_state())}
         if self.compute.device.type == "cuda":
             random["cuda"] = self.processes.gather(torch.cuda.get_rng_state())
@@ -274,11 +291,14 @@ class Trainer:
             state = {
                 **self.facts,
                 "position": vars(self.position),
+                "score": self._score.state(scheduled),
                 "sampler": phase.sampler.state_dict(),
                 "versions": checkpoints.versions(),
             }
             saved = Checkpoint(self.position.step, state, tensors)
-            checkpoints.save(self.run, saved, self.log.keep)
+            checkpoints.save(self.run, saved, self.log.keep, self.log.keep_best)
+        if scheduled:
+            self._score = Score(self.log.best_metric)
         self.processes.wait()
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:

@@ -49,7 +49,7 @@ class PatchTokenizerConfig(TokenizerConfig):
     commitment_weight: float = 1.0
     ema_decay: float = 0.98
     restart_below: float = 0.02
-    patches_per_frame: int = 12
+    patches_per_frame: int = 16
 
 
 def to_patches(images: Tensor) -> Tensor:
@@ -109,6 +109,10 @@ class PatchTokenizer(Tokenizer):
         difference = frames.float() - self.background[games].float()
         return to_patches(difference / 255.0)
 
+    # Not compiled along with a training step: what it computes depends on what the frames show,
+    # and tokens must be the same as everywhere else.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def encode(self, frames: Tensor, games: Tensor | None = None) -> Tensor:
         assert games is not None, "this tokenizer subtracts a background and needs the games"
         with torch.autocast(frames.device.type, enabled=False):

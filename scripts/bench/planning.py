@@ -50,8 +50,9 @@ Context = tuple[Tensor, Tensor, Tensor]
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
+    torch.set_default_device(args.device)
     facts = _facts(args)
-    agent = jowa.load(args.checkpoint)
+    agent = jowa.load(args.checkpoint, device=args.device)
     files = open_store(args.data_root, load(find(args.checkpoint)).state["games"])
     models = {"nano": agent.model}
     if args.steps:
@@ -103,7 +104,7 @@ def measure(
 
     def ours(start: int) -> Tensor:
         batch = tuple(x[start : start + envs] for x in pool)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(pool[0].device.type, dtype, enabled=dtype != torch.float32):
             return plan(lowered, *batch, width, horizon, decoder=decoder).actions
 
     chosen = torch.cat([ours(start) for start in starts])
@@ -174,10 +175,11 @@ def contexts(agent: Agent, files: list[EpisodeFile], count: int, seed: int) -> C
         file = files[i % len(files)]
         steps = rng.integers(0, file.num_transitions - CONTEXT) + np.arange(CONTEXT)
         game = torch.tensor([file.game.id])
-        frames = torch.from_numpy(file.frames(steps)).unsqueeze(1)
+        frames = torch.from_numpy(file.frames(steps)).unsqueeze(1).to(agent.device)
         with torch.inference_mode():
             tokens.append(agent.tokenizer.encode(frames, game.repeat(CONTEXT)))
-        actions.append(torch.from_numpy(file.actions[steps[:-1]].astype(np.int64)))
+        taken = torch.from_numpy(file.actions[steps[:-1]].astype(np.int64))
+        actions.append(taken.to(agent.device))
         games.append(game)
     return torch.stack(tokens), torch.stack(actions), torch.cat(games)
 
@@ -202,7 +204,7 @@ def briefly_trained(agent: Agent, files: list[EpisodeFile], steps: int) -> World
         batches = [contexts(agent, files, 8, seed=int(rng.integers(1 << 30)))]
         tokens, actions, games = (torch.cat(parts) for parts in zip(*batches, strict=True))
         tokens, actions = tokens.clone(), F.pad(actions, (0, 1))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(agent.device.type, torch.bfloat16):
             logits = model(tokens, actions, games, q=False).observation_logits.flatten(0, 1)
         targets = next_token_targets(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
         loss = F.cross_entropy(logits.float(), targets.flatten(), ignore_index=IGNORE)
@@ -218,9 +220,16 @@ def briefly_trained(agent: Agent, files: list[EpisodeFile], steps: int) -> World
 
 
 def _seconds(run: Callable[[], object]) -> float:
+    _wait()
     started = time.perf_counter()
     run()
+    _wait()
     return time.perf_counter() - started
+
+
+def _wait() -> None:
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _peak(dtype: torch.dtype) -> float:
@@ -259,6 +268,7 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": args.threads,
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "load_average": os.getloadavg(),
         "note": "the 40m-shaped model is not the published one: briefly trained, see --steps",
@@ -280,6 +290,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--decisions", type=int, default=64, help="compared with the plain search")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=60, help="training of the 40m size; 0: leave")
     parser.add_argument("--out", help="JSON file to write")
     return parser.parse_args()

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import platform
+import resource
 import statistics
 import sys
 import time
@@ -19,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
@@ -29,6 +33,7 @@ from jowa.config import PretrainConfig
 from jowa.data.segments import Batch
 from jowa.games import GAMES
 from jowa.learning import objective as objectives
+from jowa.learning.checkpoint import versions
 from jowa.learning.compute import Compute, ComputeConfig, resolve
 from jowa.learning.losses import IGNORE
 from jowa.learning.objective import LossConfig, Objective
@@ -131,7 +136,9 @@ class Plain:
         float(metrics["loss/total"])
 
 
-def measure(size: str, options: argparse.Namespace, compute: Compute) -> dict[str, Any]:
+def measure(
+    size: str, options: argparse.Namespace, compute: Compute, rate: float
+) -> dict[str, Any]:
     recipe = ["model=nano"] if size == "nano" else ["experiment=published", f"model={size}"]
     config = OmegaConf.to_object(composed("pretrain", [*recipe, "run=-", "data.games=[Pong]"]))
     assert isinstance(config, PretrainConfig)
@@ -164,16 +171,37 @@ def measure(size: str, options: argparse.Namespace, compute: Compute) -> dict[st
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     tokens = options.batch * FRAMES * BLOCK_TOKENS
-    flops = flops_per_token(config.model)
+    flops = tokens * flops_per_token(config.model)
     return {
         "size": size,
         "batch": options.batch,
         "milliseconds": {name: round(1e3 * m, 2) for name, m in medians.items()},
         "speedup": round(medians["plain"] / medians["ours"], 2) if "plain" in medians else None,
         "tokens_per_second": round(tokens / medians["ours"]),
-        "mflops_per_token": round(flops / 1e6, 2),
-        "flops_per_second": tokens * flops / medians["ours"],
+        "mflops_per_token": round(flops / tokens / 1e6, 2),
+        "floor_milliseconds": round(1e3 * flops / rate, 2),
+        "utilisation": round(flops / rate / medians["ours"], 3),
+        "reading_share": round(reading_seconds(options.batch) / medians["ours"], 4),
+        "peak_gib": round(peak_bytes(compute.device) / 2**30, 2),
     }
+
+
+def reading_seconds(batch: int) -> float:
+    """What it takes to read a batch of stored tokens, which training waits for."""
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, 1024, (100_000, FRAME_TOKENS), dtype=np.uint16)
+    rows = rng.integers(0, 100_000 - FRAMES, (20, batch, 1)) + np.arange(FRAMES)
+    start = time.perf_counter()
+    for row in rows:
+        torch.from_numpy(stored[row].astype(np.int64))
+    return (time.perf_counter() - start) / len(rows)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Of the GPU's memory, or of this process's; of all sizes so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> int:
@@ -186,19 +214,37 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--alone", action="store_true", help="leave the plain way out")
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     compute = resolve(ComputeConfig(options.device, options.dtype, options.threads))
-    rates = {str(d): matmul_rate(compute.device, d) for d in (torch.float32, torch.bfloat16)}
+    rates = {
+        name: matmul_rate(compute.device, getattr(torch, name)) for name in ("float32", "bfloat16")
+    }
     print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()})
     rows = []
     for size in options.sizes:
-        row = measure(size, options, compute)
-        row["utilisation"] = round(row["flops_per_second"] / rates["torch.bfloat16"], 3)
-        rows.append(row)
-        print(row)
+        rows.append(measure(size, options, compute, rates["bfloat16"]))
+        print(rows[-1], flush=True)
+    if options.out:
+        facts = {
+            "command": " ".join(["python", *sys.argv]),
+            "versions": versions(),
+            "device": device_name(compute.device),
+            "threads": torch.get_num_threads(),
+            "dtype": str(compute.dtype).removeprefix("torch."),
+            "compiled": options.compile,
+            "matmul_flops_per_second": {name: round(rate) for name, rate in rates.items()},
+        }
+        options.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     return 0
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 
 from jowa.cli import main
 from jowa.learning.checkpoint import find, load
+from jowa.learning.record import starts
 from jowa.models.tokenizer import CodeStatistics
 
 BATCH = 6
@@ -173,6 +174,12 @@ def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
     assert "the same command goes on" in output, output
     together(2, command(broken, data, tokenizer, *LONG))
     assert_same_weights(straight, broken, 0.0)
+    # Written down by the first process alone.
+    assert [(start["processes"], start["step"] > 0) for start in starts(broken)] == [
+        (2, False),
+        (2, True),
+        (2, True),
+    ]
     ours, theirs = (
         load(find(run), ("training",)).tensors["training"] for run in (straight, broken)
     )

@@ -142,3 +142,26 @@ def test_accuracies_count_next_frames_only_and_no_padding(
     assert measure(parrot)["accuracy/changed_tokens"] == 0.0
     assert 0.83 < measure(parrot)["accuracy/tokens"] < 1.0
     assert measure(prophet)["accuracy/nonzero_rewards"] == 1.0
+
+
+@pytest.mark.parametrize("options", [{}, NANO])
+def test_a_step_on_tokens_compiles_as_one_graph(
+    make_batch: Callable[..., Batch],
+    make_tokenizer: TokenizerMaker,
+    make_model: ModelMaker,
+    options: dict[str, object],
+) -> None:
+    """Nothing in it leaves the graph; what the graph computes is what it computes plainly."""
+    batch, results = make_batch([8, 5, 1, 2]), []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        model = make_model(scale=3.0, **options)
+        objective = Objective(make_tokenizer(), model, STAGE2).eval()
+        objective.freeze_unused()
+        forward = torch.compile(objective, backend="aot_eager", fullgraph=True)
+        counts = objective.counts(batch)
+        loss, metrics, _ = (forward if compiled else objective)(batch, counts)
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), metrics, gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)

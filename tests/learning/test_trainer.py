@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from safetensors.torch import load_file
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Sampler, SegmentDataset
 from jowa.errors import UserError
-from jowa.learning.checkpoint import find, load
+from jowa.learning.checkpoint import complete, find, load, newest
 from jowa.learning.compute import Compute
+from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig, Objective
 from jowa.learning.optim import OptimizerConfig
-from jowa.learning.trainer import LogConfig, Phase, Stopped, Trainer
+from jowa.learning.record import starts
+from jowa.learning.trainer import Phase, Stopped, Trainer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
@@ -43,6 +47,7 @@ def experiment(
         at_step: Callable[[int], None] = lambda step: None,
         checkpoint: int = 3,
         scalars: int = 1,
+        **keeping: Any,
     ) -> Trainer:
         tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
         trainer: Trainer
@@ -51,9 +56,8 @@ def experiment(
             at_step(trainer.position.step)
             return {"grey": np.zeros((8, 8), dtype=np.uint8)}
 
-        log = LogConfig(
-            scalars=scalars, details=2 * scalars, pictures=1, checkpoint=checkpoint, keep=2
-        )
+        often = {"scalars": scalars, "details": 2 * scalars, "pictures": 1}
+        log = LogConfig(**often, checkpoint=checkpoint, **{"keep": 2, **keeping})
         path.mkdir(exist_ok=True)
         trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
         for name, losses in (("first", FIRST), ("second", SECOND)):
@@ -213,3 +217,89 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
     experiment(tmp_path / "straight", scalars=scalars)
     experiment(run, scalars=scalars)
     assert_same_run(tmp_path / "straight", run)
+
+
+def scores(run: Path) -> dict[int, float | None]:
+    """Of every checkpoint there is, by its step."""
+    return {saved.step: saved.state["score"]["mean"] for saved in map(load, complete(run))}
+
+
+def test_the_score_is_the_mean_over_the_steps_since_the_checkpoint_before(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    experiment(tmp_path / "run", keep=99)
+    losses = [line["loss/total"] for line in curves(tmp_path / "run")]
+    expected = {step: sum(losses[first:step]) / (step - first) for first, step in SPANS}
+    assert scores(tmp_path / "run") == pytest.approx(expected, rel=1e-12)
+
+
+SPANS = [(0, 3), (3, 6), (6, 7), (7, 10), (10, 13), (13, 14)]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 8])
+def test_stops_do_not_change_which_checkpoints_are_the_best(
+    tmp_path: Path, experiment: Experiment, stop: int
+) -> None:
+    keeping = {"keep": 1, "keep_best": 2, "best_metric": "world_model/reward"}
+    experiment(tmp_path / "all", keep=99, best_metric="world_model/reward")
+    experiment(tmp_path / "straight", **keeping)
+
+    def terminate(step: int) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "stopped", terminate, **keeping)
+    experiment(tmp_path / "stopped", **keeping)
+    every = scores(tmp_path / "all")
+    first = sorted((mean, step) for step, mean in every.items() if step <= STEPS)
+    second = sorted((mean, step) for step, mean in every.items() if step > STEPS)
+    stay = {step for _, step in first[:2] + second[:2]} | {STEPS, 2 * STEPS}
+    assert scores(tmp_path / "straight") == {step: every[step] for step in sorted(stay)}
+    assert scores(tmp_path / "stopped") == scores(tmp_path / "straight")
+
+
+def test_a_metric_that_is_not_logged_is_refused_at_once(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    with pytest.raises(UserError, match=r"'q/tdd', which first does not log: .*loss/total") as told:
+        experiment(tmp_path / "run", keep_best=1, best_metric="q/tdd")
+    assert "\n" not in str(told.value)
+    assert newest(tmp_path / "run") is None
+    # Where the best are not kept it does not matter.
+    experiment(tmp_path / "run", best_metric="q/tdd")
+    assert set(scores(tmp_path / "run").values()) == {None}
+
+
+def test_every_start_is_written_down(
+    tmp_path: Path, experiment: Experiment, data: list[EpisodeFile]
+) -> None:
+    def terminate(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "run", terminate)
+    (first,) = starts(tmp_path / "run")
+    experiment(tmp_path / "run")
+    experiment(tmp_path / "run")  # finished: nothing starts
+    again, second = starts(tmp_path / "run")
+    assert again == first
+    assert (first["step"], first["phase"]) == (0, "first")
+    assert (second["step"], second["phase"]) == (9, "second")
+    assert first["data"] == {file.game.name: file.fingerprint for file in data}
+    assert first["command"] == sys.argv and first["seed"] == 1
+    assert first["versions"]["torch"] == torch.__version__
+    assert first["device"] == "cpu" and first["processes"] == 1
+    assert first["machine"]["cores"] >= 1 and first["machine"]["cpu"]
+    assert datetime.fromisoformat(first["time"]) <= datetime.fromisoformat(second["time"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"starts": 3}', '{"start": []}'])
+def test_a_damaged_record_is_not_overwritten(
+    tmp_path: Path, experiment: Experiment, content: str
+) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        experiment(tmp_path)
+    assert (tmp_path / "run.json").read_text() == content

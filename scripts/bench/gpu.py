@@ -1,0 +1,102 @@
+"""Every check that needs a GPU, in one go, and one JSON of what was seen.
+
+    python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN --data ROOT]
+
+Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
+training bench for every published size, compiled and not, and, given a trained nano run and its
+data, the planner's bench. A part that fails is recorded with what it said, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jowa.learning.checkpoint import versions
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "scripts" / "bench"
+TAIL = 4000  # characters kept of what a part said
+
+
+def parts(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Command lines by name; those that write JSON are given --out later."""
+    chosen: dict[str, list[str]] = {
+        "tests": ["-m", "pytest", "-q", str(ROOT / "tests" / "test_conformance.py")]
+    }
+    for dtype in ("float32", "bfloat16"):
+        script = [str(BENCH / "conformance.py"), "--device", "cuda", "--dtype", dtype]
+        chosen[f"conformance_{dtype}"] = script
+    sizes = ["nano", "jowa_40m", "jowa_70m", "jowa_150m"]
+    training = [str(BENCH / "training.py"), "--device", "cuda", "--batch", str(options.batch)]
+    chosen["training_eager"] = [*training, "--sizes", *sizes]
+    chosen["training_compiled"] = [*training, "--sizes", *sizes, "--compile", "--alone"]
+    if options.checkpoint and options.data:
+        planning = [str(BENCH / "planning.py"), options.checkpoint, options.data]
+        chosen["planning"] = [*planning, "--device", "cuda", "--envs", "1", "16", "64"]
+    return chosen
+
+
+def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
+    """What a part said, how long it took, and its JSON if it wrote one."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        writes = [] if name == "tests" else ["--out", str(out)]
+        started = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [sys.executable, *command, *writes],
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                cwd=ROOT,
+                check=False,
+            )
+            code, said = done.returncode, done.stdout + done.stderr
+        except subprocess.TimeoutExpired:
+            code, said = None, f"not done within {limit:.0f} s"
+        return {
+            "exit_code": code,
+            "seconds": round(time.perf_counter() - started, 1),
+            "said": said[-TAIL:],
+            "result": json.loads(out.read_text()) if out.exists() else None,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=64, help="segments a training step")
+    parser.add_argument("--checkpoint", help="run of a trained nano, for the planner")
+    parser.add_argument("--data", help="its episodes")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for each part")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("this machine shows no GPU to PyTorch: nothing was run.", file=sys.stderr)
+        return 2
+    facts = {
+        "command": " ".join(["python", *sys.argv]),
+        "gpu": torch.cuda.get_device_name(),
+        "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "versions": versions(),
+    }
+    results: dict[str, Any] = {}
+    for name, command in parts(options).items():
+        print(f"{name} ...", flush=True)
+        results[name] = run(name, command, options.limit)
+        print(f"{name}: exit {results[name]['exit_code']}, {results[name]['seconds']} s")
+        options.out.write_text(json.dumps({**facts, "parts": results}, indent=1) + "\n")
+    return int(any(result["exit_code"] != 0 for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
