@@ -159,15 +159,19 @@ class Imagination:
         return segments
 
     def metrics(self, device: torch.device) -> Metrics:
-        """How much the buffer holds, its mean reward an imagined step, its share of ends."""
-        if self.buffer is None:
-            return {"imagination/segments": torch.zeros((), device=device)}
-        buffer = self.buffer
-        steps = buffer.imagined & target_rows(buffer.ends, buffer.mask_padding)
+        """How much the buffer holds, its mean reward an imagined step, its share of ends; always
+        all of them, as they are averaged over processes."""
+        size, reward, ends = torch.tensor(0.0), torch.tensor(torch.nan), torch.tensor(torch.nan)
+        if self.buffer is not None:
+            buffer = self.buffer
+            steps = buffer.imagined & target_rows(buffer.ends, buffer.mask_padding)
+            size = torch.tensor(float(len(buffer.games)))
+            reward = buffer.rewards[steps].mean()
+            ends = (buffer.ends & steps).any(1).float().mean()
         return {
-            "imagination/segments": torch.tensor(float(len(buffer.games)), device=device),
-            "imagination/reward": buffer.rewards[steps].mean().to(device),
-            "imagination/ends": (buffer.ends & steps).any(1).float().mean().to(device),
+            "imagination/segments": size.to(device),
+            "imagination/reward": reward.to(device),
+            "imagination/ends": ends.to(device),
         }
 
     def state(self) -> dict[str, Tensor]:
