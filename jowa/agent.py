@@ -40,7 +40,7 @@ class PlannerConfig:
     context      past frames the agent sees, the current one among them
     gamma        discount of imagined rewards
     decode       how imagined frames are decoded: drafted, plain (token by token), or auto, which
-                 times both; no result depends on it
+                 times both; results are the same but for rounding, so name one for exact repeats
     value        of an ensemble of Qs: mean, or min, the least of them
     stop_at_end  a path is worth nothing more after a predicted end of the episode
     simulations  of mcts: imagined frames a decision

@@ -37,6 +37,11 @@ def planners(
                 f"this planner has no setting for {game.name} (only for "
                 f"{', '.join(sorted(settings))}): use planner=beam."
             )
+        if len(settings[game.name]) != 3:
+            raise UserError(
+                f"planner.per_game has {settings[game.name]} for {game.name}: write three numbers, "
+                f"[context, beam_width, horizon]."
+            )
         groups.setdefault(tuple(settings[game.name]), []).append(game)
     return [
         (

@@ -129,4 +129,6 @@ def wrap(objective: nn.Module, processes: Processes) -> nn.Module:
     if processes.size == 1:
         return objective
     # Codebooks and backgrounds change in the same way everywhere and need no copying.
-    return DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        objective, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )

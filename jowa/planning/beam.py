@@ -117,7 +117,7 @@ def plan(
     `stop_at_end` ends a path's value where the model predicts the episode's end; `pessimistic`
     takes the least of the ensemble's values instead of their mean; a `generator` draws the
     imagined frames, rewards and ends instead of taking the likeliest; `decoder` chooses how frames
-    are decoded, which changes no result, and remembers what is fast.
+    are decoded, which changes results by rounding at most, and remembers what is fast.
     """
     path = imagine(
         model,

@@ -1,11 +1,12 @@
 """Speed of a training step, as a share of what the machine's matrix products allow.
 
-    python scripts/bench/training.py [--sizes nano jowa_40m] [--batch 16] [--device cuda]
+    python scripts/bench/training.py [--sizes nano jowa_40m:4] [--batch 16] [--device cuda]
 
 For each size: our step of stage 2 (world model and Q on tokens) beside the same model trained
 plainly (eager, float32, no fused kernels), in turns in one process; tokens a second, FLOPs a
 token, share of the measured bfloat16 matrix-product rate, peak memory, share of the time spent
-waiting for data. The floor is the time of the step's matrix products alone.
+waiting for data. A size may name its own batch (jowa_40m:4). The floor is the time of the step's
+matrix products alone.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Plain:
 
 
 def measure(
-    size: str, options: argparse.Namespace, compute: Compute, rate: float
+    size: str, segments: int, options: argparse.Namespace, compute: Compute, rate: float
 ) -> dict[str, Any]:
     recipe = ["model=nano"] if size == "nano" else ["experiment=published", f"model={size}"]
     config = OmegaConf.to_object(composed("pretrain", [*recipe, "run=-", "data.games=[Pong]"]))
@@ -148,7 +149,7 @@ def measure(
     model = WorldActionModel(config.model)
     objective = Objective(tokenizer, model, losses).to(compute.device).train()
     objective.freeze_unused()
-    batch = random_batch(options.batch, config.model.vocabulary)
+    batch = random_batch(segments, config.model.vocabulary)
     here = batch.to(compute.device)
     step = Step(
         objective,
@@ -170,18 +171,18 @@ def measure(
             if turn >= 2:  # the first compile and warm up
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    tokens = options.batch * FRAMES * BLOCK_TOKENS
+    tokens = segments * FRAMES * BLOCK_TOKENS
     flops = tokens * flops_per_token(config.model)
     return {
         "size": size,
-        "batch": options.batch,
+        "batch": segments,
         "milliseconds": {name: round(1e3 * m, 2) for name, m in medians.items()},
         "speedup": round(medians["plain"] / medians["ours"], 2) if "plain" in medians else None,
         "tokens_per_second": round(tokens / medians["ours"]),
         "mflops_per_token": round(flops / tokens / 1e6, 2),
         "floor_milliseconds": round(1e3 * flops / rate, 2),
         "utilisation": round(flops / rate / medians["ours"], 3),
-        "reading_share": round(reading_seconds(options.batch) / medians["ours"], 4),
+        "reading_share": round(reading_seconds(segments) / medians["ours"], 4),
         "peak_gib": round(peak_bytes(compute.device) / 2**30, 2),
     }
 
@@ -222,8 +223,9 @@ def main() -> int:
     }
     print({name: f"{rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()})
     rows = []
-    for size in options.sizes:
-        rows.append(measure(size, options, compute, rates["bfloat16"]))
+    for wanted in options.sizes:
+        size, _, batch = wanted.partition(":")
+        rows.append(measure(size, int(batch or options.batch), options, compute, rates["bfloat16"]))
         print(rows[-1], flush=True)
     if options.out:
         facts = {

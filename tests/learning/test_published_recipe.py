@@ -81,6 +81,9 @@ def test_settings_for_other_sizes_or_games_are_refused(
     own = "+planner.per_game.other={Pong: [1, 1, 0]}"
     assert main([*command, "planner=published", own]) == 2
     assert "Freeway" in capsys.readouterr().err
+    short = "+planner.per_game.other={Pong: [1, 1], Freeway: [1, 1, 0]}"
+    assert main([*command, "planner=published", short]) == 2
+    assert "[1, 1] for Pong: write three numbers" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
