@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,26 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from jowa.errors import UserError
+from jowa.verbs import VERBS
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A command: its configuration class and function, by name so that help is quick."""
+def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and what follows it; UserError where there is no such verb."""
+    two = " ".join(arguments[:2])
+    if two in VERBS:
+        return two, arguments[2:]
+    first = arguments[0]
+    if first in VERBS:
+        return first, arguments[1:]
+    second = [verb for verb in VERBS if verb.startswith(f"{first} ")]
+    if second:
+        raise UserError(f"`jowa {first}` needs one more word: {', '.join(second)}.")
+    raise UserError(f"there is no command {first!r}{_near(first, list(VERBS))}")
 
-    config: str
-    function: str
-    summary: str
 
-
-VERBS = {
-    "collect": Verb("CollectConfig", "jowa.commands:collect", "play games and record data"),
-    "tokenize": Verb(
-        "TokenizeConfig", "jowa.learning.tokenize:tokenize", "train a tokenizer, encode the data"
-    ),
-    "pretrain": Verb(
-        "PretrainConfig", "jowa.learning.pretrain:pretrain", "train world model and Q on many games"
-    ),
-    "evaluate": Verb(
-        "EvaluateConfig", "jowa.evaluation.evaluate:evaluate", "play for scores, greedy or planned"
-    ),
-    "finetune": Verb(
-        "FinetuneConfig", "jowa.learning.finetune:finetune", "learn a held-out game from few games"
-    ),
-    "import-weights": Verb(
-        "ImportWeightsConfig",
-        "jowa.learning.import_weights:import_weights",
-        "make a checkpoint of published weights",
-    ),
-    "watch": Verb("WatchConfig", "jowa.evaluation.evaluate:watch", "film an agent at play"),
-    "report": Verb("ReportConfig", "jowa.commands:report", "write a report about finished runs"),
-    "runs": Verb("RunsConfig", "jowa.learning.runs:list_runs", "list runs and how far they are"),
-    "games": Verb("GamesConfig", "jowa.commands:list_games", "list the 60 games"),
-}
+def _file(verb: str) -> str:
+    """Name of the verb's configuration file, without its ending."""
+    return verb.replace(" ", "-")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(overview())
             return 0 if arguments else 2
-        verb, overrides = arguments[0], arguments[1:]
-        if verb not in VERBS:
-            raise UserError(f"there is no command {verb!r}{_near(verb, list(VERBS))}")
+        verb, overrides = _split_verb(arguments)
         if "-h" in overrides or "--help" in overrides:
             rest = [o for o in overrides if o not in ("-h", "--help")]
             print(describe(verb, rest))
@@ -89,8 +71,7 @@ def run(verb: str, overrides: list[str]) -> None:
             f"`jowa {verb}` needs {', '.join(f'{key}=...' for key in sorted(missing))}; "
             f"`jowa {verb} -h` explains."
         )
-    module, _, name = VERBS[verb].function.partition(":")
-    function: Callable[[Any], Any] = getattr(importlib.import_module(module), name)
+    function: Callable[[Any], Any] = VERBS[verb].load()
     target = OmegaConf.select(config, "run") or OmegaConf.select(config, "out")
     target = target or OmegaConf.select(config, "root")
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
@@ -102,16 +83,18 @@ def composed(verb: str, overrides: list[str]) -> Any:
     """The verb's configuration; UserError in one sentence for anything Hydra refuses."""
     from jowa.models.tokenizers import KINDS
 
-    schema = getattr(importlib.import_module("jowa.config"), VERBS[verb].config)
+    schema = VERBS[verb].schema
     files, overrides = _split_files(schema, overrides)
     store = ConfigStore.instance()
-    store.store(f"{verb}_schema", schema)
+    store.store(f"{_file(verb)}_schema", schema)
     for kind, sizes in KINDS.items():
         store.store(f"{kind}_schema", sizes, group="tokenizer")
     folder = config_folder()
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            config = compose(verb, overrides=[_experiment(verb, o, folder) for o in overrides])
+            config = compose(
+                _file(verb), overrides=[_experiment(verb, o, folder) for o in overrides]
+            )
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(verb, error, folder)) from error
     for key, value in files.items():
@@ -133,13 +116,15 @@ def _experiment(verb: str, override: str, folder: Path) -> str:
     match = re.fullmatch(r"\+?experiment=(.+)", override)
     if match is None:
         return override
-    if not (folder / "experiment" / match[1] / f"{verb}.yaml").exists():
-        having = sorted(p.parent.name for p in (folder / "experiment").glob(f"*/{verb}.yaml"))
+    if not (folder / "experiment" / match[1] / f"{_file(verb)}.yaml").exists():
+        having = sorted(
+            p.parent.name for p in (folder / "experiment").glob(f"*/{_file(verb)}.yaml")
+        )
         raise UserError(
             f"no experiment {match[1]!r} says anything of `jowa {verb}`; "
             f"there are: {', '.join(having) or 'none'}."
         )
-    return f"+experiment={match[1]}/{verb}"
+    return f"+experiment={match[1]}/{_file(verb)}"
 
 
 def explain(verb: str, error: Exception, folder: Path) -> str:
@@ -195,7 +180,7 @@ def describe(verb: str, overrides: list[str]) -> str:
     """The text of `jowa VERB -h`: what it does, and every option with its value."""
     from jowa.learning.run import flatten
 
-    schema = getattr(importlib.import_module("jowa.config"), VERBS[verb].config)
+    schema = VERBS[verb].schema
     plain = OmegaConf.to_container(composed(verb, overrides))
     assert isinstance(plain, dict)
     flat = flatten({str(key): value for key, value in plain.items()})

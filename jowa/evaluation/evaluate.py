@@ -9,10 +9,10 @@ from typing import Any
 
 from jowa import games as game_facts
 from jowa.agent import Agent, PlannerConfig, build
-from jowa.config import EvaluateConfig, WatchConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
+from jowa.evaluation.config import EvaluateConfig, WatchConfig
 from jowa.evaluation.planners import planners
 from jowa.evaluation.rollout import EpisodeResult, by_game, play
 from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings

@@ -9,11 +9,11 @@ import torch
 
 from jowa import games
 from jowa.agent import build
-from jowa.config import FinetuneConfig
 from jowa.errors import UserError
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
+from jowa.learning.config import FinetuneConfig
 from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from jowa import games
-from jowa.config import ImportWeightsConfig
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint, file_sha256
+from jowa.learning.config import ImportWeightsConfig
 from jowa.learning.released_files import check_sums, load_released
 from jowa.models.conv_tokenizer import ConvTokenizer
 from jowa.models.released import PRETRAINED_GAMES

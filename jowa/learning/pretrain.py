@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from jowa.config import PretrainConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
+from jowa.learning.config import PretrainConfig
 from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions

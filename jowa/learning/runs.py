@@ -12,10 +12,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from jowa.config import RunsConfig
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning import record, retention
+from jowa.learning.config import RunsConfig
 from jowa.learning.run import read_config
 from jowa.learning.trainer import Position
 

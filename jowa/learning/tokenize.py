@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jowa.config import PhaseConfig, TokenizeConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
 from jowa.errors import UserError
 from jowa.learning.compute import resolve
+from jowa.learning.config import PhaseConfig, TokenizeConfig
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import REST, Imagination, check_imagination
 from jowa.learning.monitor import check_log, progress_bar

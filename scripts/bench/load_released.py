@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import jowa
-from jowa.config import ImportWeightsConfig
+from jowa.learning.config import ImportWeightsConfig
 from jowa.learning.import_weights import import_weights
 from jowa.models.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from jowa.models.released import released_names

@@ -30,12 +30,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from jowa.cli import composed
-from jowa.config import PretrainConfig
 from jowa.data.segments import Batch
 from jowa.games import GAMES
 from jowa.learning import objective as objectives
 from jowa.learning.checkpoint import versions
 from jowa.learning.compute import Compute, ComputeConfig, resolve
+from jowa.learning.config import PretrainConfig
 from jowa.learning.losses import IGNORE
 from jowa.learning.objective import LossConfig, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from jowa.config import PhaseConfig
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Sampler, SegmentDataset
+from jowa.learning.config import PhaseConfig
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import Imagination, ImaginationConfig
 from jowa.learning.objective import LossConfig, Objective

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from jowa.cli import main
-from jowa.config import (
+from jowa.learning.checkpoint import Checkpoint, newest, save
+from jowa.learning.config import (
     DataConfig,
     FinetuneConfig,
     ImportWeightsConfig,
@@ -22,7 +23,6 @@ from jowa.config import (
     PretrainConfig,
     TokenizeConfig,
 )
-from jowa.learning.checkpoint import Checkpoint, newest, save
 
 GAMES = ["Pong", "Freeway", "Boxing", "Breakout"]
 PRETRAIN = PretrainConfig(

@@ -1,6 +1,6 @@
-"""The typed configuration of every command. Hydra fills these; an unknown key is an error.
+"""The typed configuration of the commands that train, which Hydra fills.
 
-Model, loss, optimiser and planner settings stand beside the code that uses them.
+Model, loss and optimiser settings stand beside the code that uses them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from jowa.agent import PlannerConfig
 from jowa.learning.compute import ComputeConfig
 from jowa.learning.imagination import ImaginationConfig
 from jowa.learning.monitor import LogConfig
@@ -17,46 +16,6 @@ from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
 from jowa.models.tokenizer import TokenizerConfig
 from jowa.models.world_action import WorldActionConfig
-
-
-@dataclass
-class TierConfig:
-    """One quality of play in collected data; see `jowa.data.behaviours.Tier`."""
-
-    name: str = MISSING
-    behaviour: str = MISSING
-    share: float = MISSING
-    epsilon: float = 0.0
-    burst_probability: float = 0.0
-    burst_steps: int = 8
-
-
-@dataclass
-class CollectConfig:
-    """Plays games and writes what happened to `root`, one file a game.
-
-    games              names, as `jowa games` lists them
-    root               folder of the data
-    transitions        steps to record for each game, about
-    tiers              qualities of play: name, behaviour (random, scripted), share, epsilon,
-                       burst_probability, burst_steps; shares add up to 1
-    short_share        part of the transitions in short episodes from varied starts
-    short_episode_steps  their longest length, in steps
-    max_frames         cap on full episodes, in emulator frames (4 a step)
-    workers            games played at once; 0 is one a core
-    overwrite          replace data made with other settings
-    """
-
-    games: list[str] = MISSING
-    root: str = "datasets/data/teachers"
-    transitions: int = 50_000
-    tiers: list[TierConfig] = field(default_factory=list)
-    short_share: float = 0.5
-    short_episode_steps: int = 200
-    max_frames: int = 108_000
-    seed: int = 0
-    workers: int = 0
-    overwrite: bool = False
 
 
 @dataclass
@@ -196,87 +155,6 @@ class ImportWeightsConfig:
     out: str = MISSING
     num_heads: int | None = None
     games: list[str] = field(default_factory=list)
-
-
-@dataclass
-class EvaluateConfig:
-    """Plays games with a trained agent and adds its scores to a JSON file.
-
-    checkpoint         a run directory or one of its checkpoints
-    games              what to play; empty is every game the checkpoint was trained on
-    label              name of this evaluation in tables
-    out                the scores file; evaluations of other labels in it are kept
-    planner            greedy, beam or mcts, with beam_width, horizon, context and more
-    episodes           for each game; 16 is the protocol's
-    envs_per_game      environments at once for each game
-    max_frames         cap on an episode in emulator frames; 108000 is the protocol's
-    epsilon            probability of a random action; 0.001 is the protocol's
-    baselines          also play randomly and with every constant action
-    baseline_episodes  how often each of those; 0 is as often as the agent
-    data_root          show the mean score of this data beside the agent's; null does not
-    """
-
-    checkpoint: str = MISSING
-    games: list[str] = field(default_factory=list)
-    label: str = "agent"
-    out: str = "scores.json"
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    episodes: int = 16
-    envs_per_game: int = 8
-    max_frames: int = 108_000
-    epsilon: float = 0.001
-    seed: int = 1000
-    baselines: bool = True
-    baseline_episodes: int = 0
-    data_root: str | None = None
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-
-
-@dataclass
-class WatchConfig:
-    """Films one episode of a trained agent.
-
-    checkpoint         a run directory or one of its checkpoints
-    game               what to play
-    out                the film, *.mp4
-    max_steps          longest length in agent steps (15 a second)
-    """
-
-    checkpoint: str = MISSING
-    game: str = MISSING
-    out: str = "agent.mp4"
-    planner: PlannerConfig = field(default_factory=PlannerConfig)
-    max_steps: int = 900
-    epsilon: float = 0.001
-    seed: int = 2000
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
-
-
-@dataclass
-class ReportConfig:
-    """Writes report.html and report.md about finished runs.
-
-    out                folder of the report
-    title              its heading
-    scores             scores files of `jowa evaluate`
-    runs               run directories whose curves and pictures to show
-    compare            pairs of labels to set against each other, "first|second"
-    film               an mp4 of `jowa watch`
-    timings            text file of lines `SECONDS STAGE`
-    """
-
-    out: str = MISSING
-    title: str = "JOWA"
-    scores: list[str] = field(default_factory=list)
-    runs: list[str] = field(default_factory=list)
-    compare: list[str] = field(default_factory=list)
-    film: str | None = None
-    timings: str | None = None
-
-
-@dataclass
-class GamesConfig:
-    """Lists the 60 games: id, number of actions, random, human and DQN scores, teacher."""
 
 
 @dataclass
