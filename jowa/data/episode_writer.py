@@ -4,7 +4,8 @@ Layout (N transitions, E episodes), every array chunked, zstd-compressed and che
 `observations` (N, 84, 84) uint8, `actions` (N,) uint8 in the 18-action set, `rewards` (N,) float32
 clipped to [-1, 1], `raw_rewards` (N,) float32 where known, `ends` (N,) uint8, `episode_starts`
 (E + 1,) int64, `episode_tiers` (E,) uint8, `episode_full` (E,) uint8. Attributes: format_version,
-game, source, preprocessing, tiers, provenance, sha256 (of each array's bytes), sha256_attributes.
+game, source, preprocessing, tiers, provenance, facts, sha256 (of each array's bytes),
+sha256_attributes.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class EpisodeWriter:
         source: one line about who played.
         tiers: names of the qualities of play; `add` refers to them by position.
         provenance: anything JSON can hold that says how to make the file again.
+
+    `facts` may be filled until the block ends: anything JSON can hold that was found on the way.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class EpisodeWriter:
             "tiers": json.dumps(list(tiers)),
             "provenance": json.dumps(dict(provenance or {}), sort_keys=True),
         }
+        self.facts: dict[str, Any] = {}
         self._num_tiers = len(tiers)
         self._datasets: dict[str, h5py.Dataset] = {}
         self._hashes: dict[str, Any] = {}
@@ -229,6 +233,7 @@ class EpisodeWriter:
         if self.num_episodes == 0:
             raise UserError(f"no episode was recorded, so {self.path} was not written.")
         hashes = {name: running.hexdigest() for name, running in sorted(self._hashes.items())}
+        self._attributes["facts"] = json.dumps(self.facts, sort_keys=True)
         self._attributes["sha256"] = json.dumps(hashes)
         self._attributes["sha256_attributes"] = hash_attributes(self._attributes)
         for name, value in self._attributes.items():

@@ -59,6 +59,8 @@ class EpisodeFile:
         episode_starts: (E + 1,) int64 row of each episode's first step, then N.
         episode_tiers: (E,) uint8, positions in `tiers`.
         episode_full: (E,) uint8, 1 where the episode starts at a true reset.
+        provenance: how the file was made, and what settings would make it again.
+        facts: what was found while it was made, such as returns or dropped rows.
         fingerprint: hex sha256 that changes whenever any array does.
 
     Raises:
@@ -105,6 +107,7 @@ class EpisodeFile:
         self.preprocessing = str(attributes["preprocessing"])
         self.tiers: tuple[str, ...] = tuple(json.loads(str(attributes["tiers"])))
         self.provenance: dict[str, Any] = json.loads(str(attributes["provenance"]))
+        self.facts: dict[str, Any] = json.loads(str(attributes.get("facts", "{}")))
         self._sha256: dict[str, str] = json.loads(str(attributes["sha256"]))
         identity = json.dumps([self.game.name, self._sha256], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
