@@ -82,4 +82,9 @@ VERBS = {
     "games": Verb(
         "jowa.data.config:GamesConfig", "jowa.data.commands:list_games", "list the 60 games"
     ),
+    "data probe": Verb(
+        "jowa.evaluation.config:ProbeConfig",
+        "jowa.evaluation.probe:probe",
+        "measure what play can be cloned from data",
+    ),
 }

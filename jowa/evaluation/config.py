@@ -84,3 +84,39 @@ class ReportConfig:
     compare: list[str] = field(default_factory=list)
     film: str | None = None
     timings: str | None = None
+
+
+@dataclass
+class ProbeConfig:
+    """Measures what play can be learned from data: a small pixel network clones each game alone.
+
+    It prints how well the clone predicts the actions of held-out episodes, and what it scores in
+    play beside random play, the best constant action and the data itself. Data whose clone is no
+    better than the best constant action will hardly teach anything else to a small network.
+
+    root               folder of the data
+    games              what to probe; empty is every game in the folder
+    tiers              qualities of play to clone; empty is the one with the highest mean score
+    transitions        most that are read of a game, whole episodes by chance
+    steps              training steps of `batch_size` transitions
+    sample             play actions by their probability instead of the most probable one
+    episodes           of the clone and of the baselines, for each game
+    max_frames         cap on an episode in emulator frames; 108000 is the protocol's
+    label, out         the scores file to add the clone's scores to, under this label; null adds
+                       them to none
+    """
+
+    root: str = "datasets/data/teachers"
+    games: list[str] = field(default_factory=list)
+    tiers: list[str] = field(default_factory=list)
+    transitions: int = 50_000
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    sample: bool = False
+    episodes: int = 10
+    max_frames: int = 18_000
+    seed: int = 0
+    label: str = "pixel clone"
+    out: str | None = None
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
