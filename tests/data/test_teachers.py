@@ -36,9 +36,11 @@ def score(name: str, scripted: bool, steps: int) -> float:
     [
         ("Boxing", 1700, 10),
         ("Breakout", 1000, 15),
+        ("DemonAttack", 2000, 400),
         ("Freeway", 2000, 24),
         ("Pong", 1000, 10),
         ("SpaceInvaders", 1000, 150),
+        ("Tennis", 1000, 10),
     ],
 )
 def test_teacher_beats_random_play(name: str, steps: int, margin: float) -> None:
