@@ -82,4 +82,19 @@ VERBS = {
     "games": Verb(
         "jowa.data.config:GamesConfig", "jowa.data.commands:list_games", "list the 60 games"
     ),
+    "data info": Verb(
+        "jowa.data.inspect_config:InfoConfig",
+        "jowa.data.inspect_commands:info",
+        "say what an episode store holds",
+    ),
+    "data verify": Verb(
+        "jowa.data.inspect_config:VerifyConfig",
+        "jowa.data.inspect_commands:verify",
+        "check every array and frame",
+    ),
+    "data sample": Verb(
+        "jowa.data.inspect_config:SampleConfig",
+        "jowa.data.inspect_commands:sample",
+        "draw strips of recorded frames",
+    ),
 }

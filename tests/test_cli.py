@@ -49,6 +49,12 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["pretrain", "run=x", "data.games=[Pong]", "stage2.length=9"], ["stage2.length", "8"]),
         (["pretrain", "run=x", "data.games=[Pong]", "stage1.stride=9"], ["stage1.stride", "9"]),
         (["evaluate", "checkpoint=x", "compile=true"], ["compile"]),
+        (["data"], ["data info", "data verify", "data sample"]),
+        (["data", "info", "root=nowhere"], ["nowhere", "root=..."]),
+        (["data", "info", "root=nowhere", "games=[Ping]"], ["Ping", "Pong"]),
+        (["data", "verify", "root=nowhere", "games=[Pong]"], ["Pong", "nowhere"]),
+        (["data", "sample", "root=x", "game=Pong", "out=x.jpg"], ["x.jpg", "*.png"]),
+        (["data", "sample", "root=nowhere", "game=Pong", "out=x.png"], ["Pong", "nowhere"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(
