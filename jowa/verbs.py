@@ -97,4 +97,14 @@ VERBS = {
         "jowa.data.inspect_commands:sample",
         "draw strips of recorded frames",
     ),
+    "data export": Verb(
+        "jowa.data.exchange_config:ExportConfig",
+        "jowa.data.exchange_commands:export_minari",
+        "write episodes as a Minari dataset",
+    ),
+    "data import": Verb(
+        "jowa.data.exchange_config:ImportConfig",
+        "jowa.data.exchange_commands:import_minari",
+        "make an episode file of a Minari dataset",
+    ),
 }

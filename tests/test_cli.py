@@ -55,6 +55,8 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["data", "verify", "root=nowhere", "games=[Pong]"], ["Pong", "nowhere"]),
         (["data", "sample", "root=x", "game=Pong", "out=x.jpg"], ["x.jpg", "*.png"]),
         (["data", "sample", "root=nowhere", "game=Pong", "out=x.png"], ["Pong", "nowhere"]),
+        (["data", "export", "root=x", "game=Pong", "id=a-v0", "actions=all"], ["all", "minimal"]),
+        (["data", "import", "root=x", "game=Ping", "id=a-v0"], ["Ping", "Pong"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(
