@@ -107,4 +107,9 @@ VERBS = {
         "jowa.data.exchange_commands:import_minari",
         "make an episode file of a Minari dataset",
     ),
+    "convert published_finetune": Verb(
+        "jowa.data.exchange_config:PublishedFinetuneConfig",
+        "jowa.data.exchange_commands:convert_published_finetune",
+        "make episode files of the authors' data",
+    ),
 }

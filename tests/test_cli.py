@@ -57,6 +57,8 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["data", "sample", "root=nowhere", "game=Pong", "out=x.png"], ["Pong", "nowhere"]),
         (["data", "export", "root=x", "game=Pong", "id=a-v0", "actions=all"], ["all", "minimal"]),
         (["data", "import", "root=x", "game=Ping", "id=a-v0"], ["Ping", "Pong"]),
+        (["convert", "published_finetune", "root=x", "source=y"], ["quality=..."]),
+        (["convert", "published_finetune", "root=x", "source=y", "quality=good"], ["suboptimal"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(

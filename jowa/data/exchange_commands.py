@@ -1,4 +1,4 @@
-"""What `jowa data export` and `jowa data import` do."""
+"""What `jowa data export`, `jowa data import` and `jowa convert published_finetune` do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 from jowa import games
 from jowa.data.episodes import EpisodeFile, open_store
-from jowa.data.exchange_config import ExportConfig, ImportConfig
+from jowa.data.exchange_config import ExportConfig, ImportConfig, PublishedFinetuneConfig
 from jowa.data.minari_export import export_episodes
 from jowa.data.minari_import import import_episodes, load_dataset
+from jowa.data.published_finetune import PublishedFile, convert_game, find_games, provenance
 from jowa.errors import UserError
+from jowa.games import Game
 from jowa.learning.monitor import progress_bar
 
 
@@ -41,6 +43,42 @@ def import_minari(config: ImportConfig) -> None:
     print(f"wrote {_describe(path)}")
     if found["jpeg"]:
         print("its frames were JPEG-encoded in the Minari dataset, so they are not exact")
+
+
+def convert_published_finetune(config: PublishedFinetuneConfig) -> None:
+    """Makes episode files of the published fine-tuning data, one game after the other."""
+    root = Path(config.root)
+    files = find_games(config.source, config.quality, config.games, root)
+    kept = {game: _kept(root, game, file, config) for game, file in files.items()}
+    for game, file in files.items():
+        path = root / f"{game.name}.h5"
+        if not kept[game]:
+            _convert(file, game, config.quality, path)
+        print(f"{'kept' if kept[game] else 'wrote'} {_describe(path)}")
+
+
+def _convert(file: PublishedFile, game: Game, quality: str, path: Path) -> None:
+    with progress_bar(f"converting {game.name}", 0, "step") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total  # known only when the file is unpacked
+            bar.update(done - bar.n)
+
+        convert_game(file, game, quality, path, advance)
+
+
+def _kept(root: Path, game: Game, file: PublishedFile, config: PublishedFinetuneConfig) -> bool:
+    """Whether the game's episode file was made of this very file; UserError for another one."""
+    path = root / f"{game.name}.h5"
+    if config.overwrite or not path.exists():
+        return False
+    with EpisodeFile(path) as present:
+        if present.provenance != provenance(file, config.quality):
+            raise UserError(
+                f"{path} was made from something else: pass overwrite=true to replace it or "
+                f"another root to keep both."
+            )
+    return True
 
 
 def _describe(path: Path) -> str:

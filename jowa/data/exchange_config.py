@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -42,4 +42,25 @@ class ImportConfig:
     id: str = MISSING
     game: str = MISSING
     root: str = MISSING
+    overwrite: bool = False
+
+
+@dataclass
+class PublishedFinetuneConfig:
+    """Makes episode files of the fine-tuning data that the JOWA authors publish.
+
+    A file made from the same source is kept, so that a stopped conversion goes on.
+
+    source             the zip, or the folder it was unpacked to
+    root               folder of the data
+    quality            expert (the last 20% of the replay data), suboptimal (all of it) or
+                       highly_suboptimal (the first 20%)
+    games              names; empty is all that are there
+    overwrite          replace episode files made from something else
+    """
+
+    source: str = MISSING
+    root: str = MISSING
+    quality: str = MISSING
+    games: list[str] = field(default_factory=list)
     overwrite: bool = False
