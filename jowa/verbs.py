@@ -82,6 +82,36 @@ VERBS = {
     "games": Verb(
         "jowa.data.config:GamesConfig", "jowa.data.commands:list_games", "list the 60 games"
     ),
+    "data info": Verb(
+        "jowa.data.inspect_config:InfoConfig",
+        "jowa.data.inspect_commands:info",
+        "say what an episode store holds",
+    ),
+    "data verify": Verb(
+        "jowa.data.inspect_config:VerifyConfig",
+        "jowa.data.inspect_commands:verify",
+        "check every array and frame",
+    ),
+    "data sample": Verb(
+        "jowa.data.inspect_config:SampleConfig",
+        "jowa.data.inspect_commands:sample",
+        "draw strips of recorded frames",
+    ),
+    "data export": Verb(
+        "jowa.data.exchange_config:ExportConfig",
+        "jowa.data.exchange_commands:export_minari",
+        "write episodes as a Minari dataset",
+    ),
+    "data import": Verb(
+        "jowa.data.exchange_config:ImportConfig",
+        "jowa.data.exchange_commands:import_minari",
+        "make an episode file of a Minari dataset",
+    ),
+    "convert published_finetune": Verb(
+        "jowa.data.exchange_config:PublishedFinetuneConfig",
+        "jowa.data.exchange_commands:convert_published_finetune",
+        "make episode files of the authors' data",
+    ),
     "data probe": Verb(
         "jowa.evaluation.config:ProbeConfig",
         "jowa.evaluation.probe:probe",

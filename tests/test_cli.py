@@ -53,6 +53,16 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["data", "prob"], ["one more word", "data probe"]),
         (["data", "probe", "root=nowhere"], ["no episodes", "nowhere"]),
         (["data", "probe", "root=nowhere", "steps=0"], ["steps"]),
+        (["data"], ["data info", "data verify", "data sample"]),
+        (["data", "info", "root=nowhere"], ["nowhere", "root=..."]),
+        (["data", "info", "root=nowhere", "games=[Ping]"], ["Ping", "Pong"]),
+        (["data", "verify", "root=nowhere", "games=[Pong]"], ["Pong", "nowhere"]),
+        (["data", "sample", "root=x", "game=Pong", "out=x.jpg"], ["x.jpg", "*.png"]),
+        (["data", "sample", "root=nowhere", "game=Pong", "out=x.png"], ["Pong", "nowhere"]),
+        (["data", "export", "root=x", "game=Pong", "id=a-v0", "actions=all"], ["all", "minimal"]),
+        (["data", "import", "root=x", "game=Ping", "id=a-v0"], ["Ping", "Pong"]),
+        (["convert", "published_finetune", "root=x", "source=y"], ["quality=..."]),
+        (["convert", "published_finetune", "root=x", "source=y", "quality=good"], ["suboptimal"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(

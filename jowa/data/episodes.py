@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "EpisodeFile",
     "EpisodeWriter",
     "open_store",
+    "store_paths",
     "verify",
 ]
 
@@ -226,13 +227,32 @@ class EpisodeFile:
                 start += len(block)
             self._cache = cache
 
-    def check_frames(self) -> None:
-        """Compare every frame with the stored hash; raises UserError where they differ."""
+    def check_frames(self, progress: Callable[[int], object] | None = None) -> None:
+        """Compare every frame with the stored hash; raises UserError where they differ.
+
+        `progress` is called with the number of frames of each block that was read.
+        """
         running = hashlib.sha256()
         for block in self.blocks():
             running.update(block.data)
+            if progress is not None:
+                progress(len(block))
         if running.hexdigest() != self._sha256.get("observations"):
             raise self._damaged("observations do not match their hash")
+
+    @property
+    def scored(self) -> np.ndarray:
+        """(E,) bool, true where an episode starts at a true reset and was played to its end."""
+        played_out: np.ndarray = self.ends[self.episode_starts[1:] - 1] != END_NONE
+        return (self.episode_full == 1) & played_out
+
+    def returns(self) -> np.ndarray | None:
+        """(E,) float64 sums of raw rewards, scores where `scored`; None where these are unknown."""
+        if self.raw_rewards is None:
+            return None
+        points = self.raw_rewards.astype(np.float64)
+        returns: np.ndarray = np.add.reduceat(points, self.episode_starts[:-1])
+        return returns
 
     def statistics(self) -> dict[str, Any]:
         """Counts and mean scores of the whole file and of each tier, ready for JSON.
@@ -240,12 +260,7 @@ class EpisodeFile:
         A score is the sum of the raw rewards of an episode that starts at a true reset and was
         played to its end. `mean_return` of the file weighs each tier's mean by its transitions.
         """
-        lengths = np.diff(self.episode_starts)
-        scored = (self.episode_full == 1) & (self.ends[self.episode_starts[1:] - 1] != END_NONE)
-        returns = None
-        if self.raw_rewards is not None:
-            points = self.raw_rewards.astype(np.float64)
-            returns = np.add.reduceat(points, self.episode_starts[:-1])
+        lengths, scored, returns = np.diff(self.episode_starts), self.scored, self.returns()
         tiers: dict[str, dict[str, Any]] = {}
         for position, name in enumerate(self.tiers):
             mine = self.episode_tiers == position
@@ -287,17 +302,33 @@ class EpisodeFile:
         return UserError(f"{self.path} is damaged ({what}): {self._remedy()}")
 
 
-def open_store(root: str | os.PathLike[str], names: Sequence[str]) -> list[EpisodeFile]:
-    """Open `root/<Game>.h5` of every named game, in that order; UserError where one is missing."""
+def store_paths(root: str | os.PathLike[str], names: Sequence[str] = ()) -> list[Path]:
+    """`root/<Game>.h5` of every named game, in that order, or without names of all that is there.
+
+    Raises:
+        UserError: where one is missing, or there is nothing at all.
+    """
     folder = Path(root)
-    paths = [folder / f"{games.get(name).name}.h5" for name in names]
+    present = sorted(folder.glob("*.h5"))
+    paths = [folder / f"{games.get(name).name}.h5" for name in names] or present
     missing = [path.stem for path in paths if not path.is_file()]
     if missing:
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.h5"))) or "nothing"
+        there = ", ".join(path.stem for path in present) or "nothing"
         raise UserError(
             f"no episodes of {', '.join(missing)} in {folder} (there: {there}): make them with "
             f"`jowa collect games=[{','.join(missing)}]` or name the right folder."
         )
+    if not paths:
+        raise UserError(
+            f"there are no episode files in {folder}: name the folder that holds <Game>.h5 as "
+            f"root=..., or make some with `jowa collect`."
+        )
+    return paths
+
+
+def open_store(root: str | os.PathLike[str], names: Sequence[str]) -> list[EpisodeFile]:
+    """Open `root/<Game>.h5` of every named game, in that order; UserError where one is missing."""
+    paths = store_paths(root, names) if names else []
     files: list[EpisodeFile] = []
     try:
         files.extend(EpisodeFile(path) for path in paths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,28 @@ def _write(
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """One file of tokens: by which tokenizer, of which game and of which episodes.
+
+    `tokenizer` and `episodes` are the first 16 digits of fingerprints.
+    """
+
+    path: Path
+    tokenizer: str
+    game: str
+    episodes: str
+
+    def whole(self, num_frames: int) -> bool:
+        """Whether it has the size and header of `num_frames` frames; tokens carry no hash."""
+        return _load(self.path, num_frames) is not None
+
+
+def stored_tokens(root: str | Path) -> list[StoredTokens]:
+    """All files of tokens in the folder that `encode_store` keeps them in, by name."""
+    return [
+        StoredTokens(path, path.parent.name, *path.stem.rsplit("-", 1))
+        for path in sorted(Path(root).glob("*/*-*.npy"))
+    ]
