@@ -43,6 +43,8 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["watch", "checkpoint=nowhere", "game=Pong"], ["nowhere"]),
         (["report", "out=x", "scores=[nowhere.json]"], ["nowhere.json"]),
         (["report", "out=x", "runs=[nowhere]"], ["nowhere"]),
+        (["report", "out=x", "compare=[planned]"], ["planned", "first|second"]),
+        (["report", "out=x", "references=[clone]"], ["references", "clone"]),
         (["tokenize", "run=x", "data.games=[Pong]", "data.root=nowhere"], ["nowhere"]),
         (["tokenize", "run=x", "data.games=[Pong]", "compute.device=gpu"], ["gpu", "cuda"]),
         (["tokenize", "run=x", "data.games=[Pong]", "compute.dtype=int8"], ["int8", "float32"]),

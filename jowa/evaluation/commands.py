@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jowa.errors import UserError
 from jowa.evaluation.config import ReportConfig
-from jowa.evaluation.report import Comparison, ReportInput, write_report
+from jowa.evaluation.report import ReportInput, write_report
 from jowa.evaluation.scores import ScoreFile
+from jowa.evaluation.sections import Comparison, run_entry
+from jowa.learning.record import starts
 
 # What the report draws of a run's log, in this order.
 CURVES = (
@@ -25,41 +28,80 @@ CURVES = (
 
 def report(config: ReportConfig) -> Path:
     """Writes the report; returns the HTML file's path."""
-    files = [ScoreFile.load(path) for path in config.scores]
-    runs = [Path(run) for run in config.runs]
-    for run in runs:
+    scores, remarks = merged({path: ScoreFile.load(path) for path in config.scores})
+    runs = {_name(run, config.runs): Path(run) for run in config.runs}
+    for run in runs.values():
         if not (run / "metrics.jsonl").exists():
             raise UserError(f"{run} is not a run directory (no metrics.jsonl): mend runs=[...].")
-    data_means: dict[str, float | None] = {}
-    for file in files:
-        data_means |= file.data_means
     timings = read_timings(Path(config.timings)) if config.timings else {}
     pictures = [
-        (f"{run.name}: {caption}", run / "images" / f"{name}.png")
-        for run in runs
-        for name, caption in (
+        (f"{name}: {caption}", run / "images" / f"{picture}.png")
+        for name, run in runs.items()
+        for picture, caption in (
             ("reconstructions", "frames (above) and what the tokenizer keeps of them (below)"),
             ("dream", "what happened (above) and what the model dreams from two frames (below)"),
         )
-        if (run / "images" / f"{name}.png").exists()
+        if (run / "images" / f"{picture}.png").exists()
     ]
+    started = {name: starts(run) for name, run in runs.items()}
     page = write_report(
         ReportInput(
             title=config.title,
-            evaluations=[e for file in files for e in file.evaluations],
-            baselines={name: b for file in files for name, b in file.baselines.items()},
-            data_means=data_means,
-            curves=[(run.name, run / "metrics.jsonl") for run in runs],
+            evaluations=scores.evaluations,
+            baselines=scores.baselines,
+            data_means=scores.data_means,
+            curves=[(name, run / "metrics.jsonl") for name, run in runs.items()],
             metrics=CURVES,
             images=pictures,
             film=config.film,
             timings=timings,
+            remarks=remarks,
             comparisons=[_comparison(pair) for pair in config.compare],
+            references=config.references,
+            provenance={f"run {name}": run_entry(s) for name, s in started.items() if s},
         ),
         config.out,
     )
     print(f"report: {page}")
     return page
+
+
+def merged(files: Mapping[str, ScoreFile]) -> tuple[ScoreFile, list[str]]:
+    """The scores of all files (by path) as one, and in words where they contradict each other.
+
+    Of two baselines of a game the one of more episodes counts, of two data means the first. Raises
+    UserError where two files hold the same label.
+    """
+    whole, remarks, homes = ScoreFile(), list[str](), dict[str, str]()
+    for path, file in files.items():
+        for evaluation in file.evaluations:
+            if (home := homes.setdefault(evaluation.label, path)) != path:
+                raise UserError(
+                    f"{home} and {path} both hold an evaluation called {evaluation.label!r}: "
+                    "change the label in one of the files."
+                )
+        whole.evaluations += file.evaluations
+        for name, baselines in file.baselines.items():
+            kept = whole.baselines.setdefault(name, baselines)
+            if kept != baselines:
+                if len(baselines.random.scores) > len(kept.random.scores):
+                    whole.baselines[name] = baselines
+                remarks.append(
+                    f"Random and constant play of {name} differ among the scores files; "
+                    "those of most episodes are shown."
+                )
+        for name, mean in file.data_means.items():
+            if whole.data_means.setdefault(name, mean) != mean:
+                remarks.append(
+                    f"The data's mean of {name} differs among the scores files; the first is shown."
+                )
+    return whole, list(dict.fromkeys(remarks))
+
+
+def _name(run: str, runs: Sequence[str]) -> str:
+    """The run's folder name, or its whole path where another run's folder is called the same."""
+    name = Path(run).name
+    return name if [Path(other).name for other in runs].count(name) == 1 else run
 
 
 def read_timings(path: Path) -> dict[str, float]:

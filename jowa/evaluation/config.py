@@ -68,11 +68,15 @@ class WatchConfig:
 class ReportConfig:
     """Writes report.html and report.md about finished runs.
 
+    Evaluations labelled NAME/0, NAME/1, ... are seeds of one agent and are reported as one, with
+    intervals over seeds and episodes.
+
     out                folder of the report
     title              its heading
     scores             scores files of `jowa evaluate`
     runs               run directories whose curves and pictures to show
     compare            pairs of labels to set against each other, "first|second"
+    references         labels to measure the others by, such as a clone's; shown in grey
     film               an mp4 of `jowa watch`
     timings            text file of lines `SECONDS STAGE`
     """
@@ -82,6 +86,7 @@ class ReportConfig:
     scores: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
     film: str | None = None
     timings: str | None = None
 

@@ -1,4 +1,4 @@
-"""Plots of the report: learning curves and scores by game, as SVG for HTML or PNG for Markdown.
+"""The report's plots: their style, learning curves, and SVG for HTML or PNG for Markdown.
 
 Colours in an SVG are CSS variables, so that a page's light and dark themes both reach the plot.
 """
@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jowa.errors import UserError
-from jowa.evaluation.table import ScoreRow
 
 # Light theme; every colour is a CSS variable `--name` of the page.
 COLOURS = {
@@ -113,9 +112,9 @@ def _add(curve: Curve, entry: dict[str, object], step: float) -> None:
 def plot_metric(metric: str, curves: Sequence[Curve]) -> Figure:
     """One panel: the metric of every curve over steps, with a line where a phase begins."""
     with mpl.rc_context(STYLE):
-        figure, axes = _panel(3.7, 2.3)
+        figure, axes = panel(3.7, 2.3)
         drawn = []
-        for colour, curve in zip(_cycle(len(curves)), curves, strict=True):
+        for colour, curve in zip(cycle(len(curves)), curves, strict=True):
             if metric in curve.metrics:
                 steps, values = _thin(np.array(curve.metrics[metric]))
                 axes.plot(steps, values, color=COLOURS[colour], linewidth=1.5)
@@ -126,7 +125,8 @@ def plot_metric(metric: str, curves: Sequence[Curve]) -> Figure:
         axes.grid(axis="y", linewidth=0.7)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: short(value))
         return figure
 
 
@@ -146,65 +146,6 @@ def _mark_phases(axes: Axes, curves: Sequence[Curve]) -> None:
                 fontsize=8,
                 color=COLOURS["muted"],
             )
-
-
-def plot_game(row: ScoreRow, labels: Sequence[str]) -> Figure:
-    """One panel: means of a game's players as dots, with 95% intervals for the evaluations."""
-    with mpl.rc_context(STYLE):
-        players = _players(row, labels)
-        figure, axes = _panel(3.9, 0.75 + 0.27 * len(players))
-        for place, (_, mean, bounds, colour) in enumerate(players):
-            if bounds is not None:
-                axes.plot(bounds, [place, place], color=COLOURS[colour], linewidth=2, alpha=0.55)
-            hollow = colour == "muted"
-            axes.plot(
-                mean,
-                place,
-                "o",
-                markersize=6.5,
-                markeredgecolor=COLOURS[colour],
-                markerfacecolor="none" if hollow else COLOURS[colour],
-            )
-        axes.set_yticks(range(len(players)), [player[0] for player in players])
-        axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
-        axes.set_ylim(len(players) - 0.4, -0.6)
-        axes.margins(x=0.08)
-        axes.grid(axis="x", linewidth=0.7)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.spines["left"].set_visible(False)
-        axes.set_title(row.game)
-        return figure
-
-
-def human_off_scale(row: ScoreRow) -> bool:
-    """Whether the human score would squeeze all the others into a corner of the panel."""
-    if row.human is None or not row.cells:
-        return False
-    others = [cell.mean for cell in row.cells.values()]
-    others += [value for value in (row.random, row.constant, row.data) if value is not None]
-    width = max(others) - min(others)
-    return bool(row.human > max(others) + 2 * width)
-
-
-def _players(
-    row: ScoreRow, labels: Sequence[str]
-) -> list[tuple[str, float, tuple[float, float] | None, str]]:
-    human = None if human_off_scale(row) else row.human
-    references = [
-        ("random", row.random),
-        ("best constant", row.constant),
-        ("data", row.data),
-        ("human", human),
-    ]
-    players: list[tuple[str, float, tuple[float, float] | None, str]] = [
-        (name, value, None, "muted") for name, value in references if value is not None
-    ]
-    for colour, label in zip(_cycle(len(labels)), labels, strict=True):
-        if label in row.cells:
-            cell = row.cells[label]
-            players.append((_clip(label), cell.mean, cell.interval, colour))
-    return players
 
 
 def svg(figure: Figure, description: str) -> str:
@@ -234,7 +175,8 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of this size in inches, transparent."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -242,12 +184,9 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _cycle(count: int) -> list[str]:
+def cycle(count: int) -> list[str]:
+    """Names of `count` colours, again from the first where they run out."""
     return [SERIES[i % len(SERIES)] for i in range(count)]
-
-
-def _clip(label: str, limit: int = 22) -> str:
-    return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
 def _thin(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +197,8 @@ def _thin(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return means[:, 0], means[:, 1]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A tick's label: 1500 as 1.5k."""
     for size, suffix in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{suffix}"

@@ -6,7 +6,7 @@ Everything is made from data (scores, logs, pictures); what is missing is left o
 from __future__ import annotations
 
 import base64
-import json
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,30 +19,17 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from jowa.evaluation import score_plots, sections
 from jowa.evaluation import table as tables
-from jowa.evaluation.plots import (
-    SERIES,
-    human_off_scale,
-    plot_game,
-    plot_metric,
-    png,
-    read_curve,
-    svg,
-)
-from jowa.evaluation.scores import Evaluation, GameBaselines, protocol_gaps
+from jowa.evaluation.aggregates import MEASURES, Estimate
+from jowa.evaluation.plots import SERIES, plot_metric, png, read_curve, svg
+from jowa.evaluation.published import Standing, standings
+from jowa.evaluation.scores import Evaluation, GameBaselines, agents
+from jowa.evaluation.sections import Block, Comparison
 from jowa.files import write_atomically
 
 INLINE_FILM_BYTES = 3_000_000
 PICTURES = "report-images"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two evaluations, by label, to set against each other: how the second differs."""
-
-    title: str
-    first: str
-    second: str
 
 
 @dataclass
@@ -51,8 +38,11 @@ class ReportInput:
 
     `curves` are (label, path of a JSON-lines training log); `metrics` picks what is drawn, in
     order (all metrics when empty). `images` are (caption, path of a PNG). `timings` are wall
-    seconds by stage. `data_means` are the mean raw scores of the training data by game. Greedy and
-    planned evaluations of one checkpoint are compared without being asked for.
+    seconds by stage. `data_means` are the mean raw scores of the training data by game.
+    `references` are labels to measure the others by, such as a clone's. `remarks` stand below the
+    scores, `notes` and `provenance` at the end. Greedy and planned evaluations of one checkpoint
+    are compared without being asked for, and evaluations labelled `NAME/0`, `NAME/1`, ... are seeds
+    of the agent `NAME`.
     """
 
     title: str
@@ -67,6 +57,8 @@ class ReportInput:
     notes: Sequence[str] = ()
     comparisons: Sequence[Comparison] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    references: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -74,87 +66,72 @@ class _Plot:
     name: str
     figure: Figure
     note: str = ""
+    wide: bool = False
 
 
 def write_report(report: ReportInput, out_dir: str | Path) -> Path:
     """Write report.html, report.md and its pictures into `out_dir`; returns the HTML file's path.
 
-    Raises UserError for a training log that cannot be read.
+    Raises UserError for a training log that cannot be read, or a label that is not there.
     """
     out = Path(out_dir)
     view = _view(report, out)
-    plots = {"score_plots": _score_plots(view["table"]), "curve_plots": _curve_plots(report)}
+    plots = _plots(report, view)
     inline = {
-        key: [(Markup(svg(plot.figure, plot.name)), plot.note) for plot in found]
+        key: [(Markup(svg(plot.figure, plot.name)), plot.note, plot.wide) for plot in found]
         for key, found in plots.items()
     }
+    places = itertools.count(1)
     pictures = {
         key: [
-            (plot.name, _save_picture(out, place, plot.name, png(plot.figure)))
-            for place, plot in enumerate(found, 1)
+            (plot.name, _save_picture(out, next(places), plot.name, png(plot.figure)))
+            for plot in found
         ]
         for key, found in plots.items()
     }
-    beside = {
-        "images": [
-            (caption, _copy_picture(out, place, path))
-            for place, (caption, path) in enumerate(report.images, 1)
-        ]
-    }
-    html = _template("report.html.j2", escape=True).render({**view, **inline})
-    markdown = _template("report.md.j2", escape=False).render({**view, **pictures, **beside})
+    beside = [
+        (caption, _copy_picture(out, place, path))
+        for place, (caption, path) in enumerate(report.images, 1)
+    ]
+    html = _template("report.html.j2", escape=True).render(view, plots=inline)
+    markdown = _template("report.md.j2", escape=False).render(
+        {**view, "plots": pictures, "images": beside}
+    )
     write_atomically(out / "report.md", re.sub(r"\n{3,}", "\n\n", markdown).encode())
     write_atomically(out / "report.html", html.encode())
     return out / "report.html"
 
 
-def headline(table: tables.ScoreTable) -> list[str]:
-    """One sentence an evaluation: its aggregate, or its score if it played only one game."""
-    sentences = []
-    for aggregate in table.aggregates:
-        rows = [row for row in table.rows if aggregate.label in row.cells]
-        if len(rows) == 1:
-            sentences.append(_one_game(aggregate.label, rows[0]))
-            continue
-        if aggregate.games == 0 or aggregate.iqm is None:
-            continue
-        text = (
-            f"{aggregate.label}: {tables.percent(aggregate.iqm)} "
-            f"{tables.span(aggregate.interval, 'percent')}".rstrip()
-            + f" human-normalised score (IQM over {aggregate.games} games)"
-        )
-        if aggregate.with_constant:
-            text += (
-                f", above the best constant action in {aggregate.beats_constant} of "
-                f"{aggregate.with_constant}"
-            )
-        sentences.append(text + ".")
-    return sentences
-
-
-def _one_game(label: str, row: tables.ScoreRow) -> str:
-    cell = row.cells[label]
-    references = {"random": row.random, "best constant action": row.constant, "data": row.data}
-    known = [f"{name} {tables.number(v)}" for name, v in references.items() if v is not None]
-    text = f"{label}: {tables.number(cell.mean)} {tables.span(cell.interval)}".rstrip()
-    return f"{text} in {row.game}" + (f" ({', '.join(known)})." if known else ".")
-
-
 def _view(report: ReportInput, out: Path) -> dict[str, Any]:
+    """What both templates show, but for the plots."""
     table = tables.score_table(report.evaluations, report.baselines, report.data_means)
+    sections.check_labels(report.references, dict.fromkeys(table.labels), "references")
+    players = agents(report.evaluations)
     header, rows = tables.text_rows(table)
+    standing, apart = standings(players)
     return {
         "title": report.title,
-        "headline": headline(table),
-        "warnings": _warnings(report.evaluations),
+        "headline": sections.headline(table, report.references),
+        "warnings": sections.warnings(report.evaluations),
+        "measures": MEASURES,
+        "blocks": sections.blocks(table, players, report.baselines, report.references),
         "table": table,
         "header": header,
         "rows": rows,
-        "remarks": _remarks(report.evaluations, table),
-        "comparisons": _comparisons(report),
-        "settings": _settings(report.evaluations),
-        "timings": [(stage, _duration(seconds)) for stage, seconds in report.timings.items()],
-        "provenance": _provenance(report),
+        "colours": score_plots.colours(table.labels, report.references),
+        "marks": {player.label: "" if player.is_protocol else "‡" for player in players},
+        "references": set(report.references),
+        "played": {player.label: sections.played(player, player.played) for player in players},
+        "played_trivially": sections.counts(
+            row.baseline_episodes for row in table.rows if row.random_measured
+        ),
+        "remarks": [*sections.remarks(report.evaluations, table), *report.remarks],
+        "standings": standing,
+        "apart": apart,
+        "contrasts": sections.contrasts(report.comparisons, report.evaluations),
+        "settings": sections.settings(report.evaluations),
+        "timings": [(name, sections.duration(s)) for name, s in report.timings.items()],
+        "provenance": sections.provenance(report.provenance, report.evaluations),
         "notes": list(report.notes),
         "legend": list(zip((label for label, _ in report.curves), SERIES * 9, strict=False)),
         "images": [
@@ -165,111 +142,57 @@ def _view(report: ReportInput, out: Path) -> dict[str, Any]:
     }
 
 
-def _warnings(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """(labels, departures from the protocol), one entry for evaluations with the same ones."""
-    labels: dict[str, list[str]] = {}
-    for evaluation in evaluations:
-        if gaps := protocol_gaps(evaluation):
-            labels.setdefault("; ".join(gaps), []).append(evaluation.label)
-    return [(", ".join(names), gaps) for gaps, names in labels.items()]
+def _plots(report: ReportInput, view: dict[str, Any]) -> dict[str, list[_Plot]]:
+    """The plots by section."""
+    colours = view["colours"]
+    found = {"scores": _score_plots(view["table"], colours), "curves": _curve_plots(report)}
+    for place, block in enumerate(view["blocks"]):
+        found[f"block {place}"] = _block_plots(block, colours)
+    for place, standing in enumerate(view["standings"]):
+        found[f"standing {place}"] = [_standing_plot(standing, colours)]
+    return found
 
 
-def _remarks(evaluations: Sequence[Evaluation], table: tables.ScoreTable) -> list[str]:
-    """What a reader of the table must know: published stand-ins, games left out, cut episodes."""
-    remarks = []
-    if any(not row.random_measured and row.random is not None for row in table.rows):
-        remarks.append("† published, not measured here.")
-    if note := tables.left_out_note(table):
-        remarks.append(note)
-    for evaluation in evaluations:
-        flags = [flag for game in evaluation.games.values() for flag in game.truncated]
-        if any(flags):
-            cut = f"the cap cut {sum(flags)} of {len(flags)} episodes."
-            remarks.append(f"{evaluation.label}: {cut}")
-        if planner_note := evaluation.settings.get("note"):
-            remarks.append(f"{evaluation.label}: {planner_note}.")
-    return remarks
+def _score_plots(table: tables.ScoreTable, colours: Mapping[str, str]) -> list[_Plot]:
+    plots = []
+    for row in table.rows:
+        figure, note = score_plots.plot_game(row, colours), ""
+        if score_plots.human_off_scale(row):
+            note = f"Human: {tables.number(row.human)}, off the scale."
+        plots.append(_Plot(f"Scores in {row.game}", figure, note))
+    return plots
 
 
-def _comparisons(report: ReportInput) -> list[tuple[str, Comparison, list[tables.Difference]]]:
-    by_label = {evaluation.label: evaluation for evaluation in report.evaluations}
-    asked = [c for c in report.comparisons if c.first in by_label and c.second in by_label]
-    for planned in report.evaluations:
-        for greedy in report.evaluations:
-            same = greedy.checkpoint and greedy.checkpoint == planned.checkpoint
-            if same and _is_greedy(greedy) and not _is_greedy(planned):
-                pair = Comparison("Planned against greedy", greedy.label, planned.label)
-                if (pair.first, pair.second) not in {(c.first, c.second) for c in asked}:
-                    asked.append(pair)
-    found = [(c.title, c, tables.differences(by_label[c.first], by_label[c.second])) for c in asked]
-    return [item for item in found if item[2]]
+def _block_plots(block: Block, colours: Mapping[str, str]) -> list[_Plot]:
+    """Aggregates as bars, and performance profiles."""
+    plots = []
+    for measure in MEASURES:
+        bars = [
+            _bar(row.label, row.estimates[measure.key], colours)
+            for row in block.rows
+            if measure.key in row.estimates and row.kind != "seed"
+        ]
+        if bars:
+            figure = score_plots.plot_bars(measure.title, bars, percent=not measure.is_count)
+            plots.append(_Plot(measure.title, figure))
+    profiles = score_plots.plot_profiles(block.profiles, colours)
+    return [*plots, _Plot("Performance profile", profiles, wide=True)]
 
 
-def _is_greedy(evaluation: Evaluation) -> bool:
-    return evaluation.settings.get("planner") == "greedy" or evaluation.settings.get("horizon") == 0
+def _bar(label: str, estimate: Estimate, colours: Mapping[str, str]) -> score_plots.Bar:
+    colour = colours.get(label, score_plots.REFERENCE)
+    return score_plots.Bar(label, estimate.value, estimate.interval, colour)
 
 
-def _settings(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the settings, one column an evaluation; what none recorded is left out."""
-    columns = []
-    for evaluation in evaluations:
-        flat = {"checkpoint": evaluation.checkpoint or None}
-        for name, value in evaluation.settings.items():
-            if name == "versions" and isinstance(value, Mapping):
-                flat |= {str(package): value[package] for package in value}
-            else:
-                flat[name.replace("_", " ")] = value
-        seconds, decisions = flat.get("seconds"), flat.get("decisions")
-        if seconds and decisions:
-            flat["decisions a second"] = f"{float(decisions) / float(seconds):,.1f}"
-        if seconds:
-            flat["seconds"] = _duration(float(seconds))
-        columns.append(flat)
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[name, *(_text(column.get(name)) for column in columns)] for name in names]
-    rows = [row for row in rows if any(text != "-" for text in row[1:])]
-    renamed = {"seconds": "wall time", "is protocol": "full protocol"}
-    rows = [[renamed.get(row[0], row[0]), *row[1:]] for row in rows]
-    return ["", *(evaluation.label for evaluation in evaluations)], rows
-
-
-def _provenance(report: ReportInput) -> list[tuple[str, str]]:
-    entries = {str(key): _text(value) for key, value in report.provenance.items()}
-    for evaluation in report.evaluations:
-        for key, value in evaluation.provenance.items():
-            entries[f"{evaluation.label}: {key}"] = _text(value)
-    return list(entries.items())
-
-
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _score_plots(table: tables.ScoreTable) -> list[_Plot]:
-    return [
-        _Plot(
-            f"Scores in {row.game}",
-            plot_game(row, table.labels),
-            f"Human: {tables.number(row.human)}, off the scale." if human_off_scale(row) else "",
-        )
-        for row in table.rows
-    ]
+def _standing_plot(standing: Standing, colours: Mapping[str, str]) -> _Plot:
+    bars = []
+    for entry in standing.entries:
+        label, own = entry.label + ("*" if entry.tuned else ""), colours if entry.ours else {}
+        estimate = entry.estimates["iqm"]
+        colour = own.get(entry.label, score_plots.REFERENCE)
+        bars.append(score_plots.Bar(label, estimate.value, estimate.interval, colour))
+    title = f"IQM over {len(standing.games)} common game{'s' if len(standing.games) > 1 else ''}"
+    return _Plot(title, score_plots.plot_bars(title, bars, width=score_plots.WIDE), wide=True)
 
 
 def _curve_plots(report: ReportInput) -> list[_Plot]:
@@ -323,6 +246,8 @@ def _template(name: str, *, escape: bool) -> jinja2.Template:
         "number": tables.number,
         "span": tables.span,
         "percent": tables.percent,
+        "show": lambda estimate, measure: tables.show(measure, estimate),
+        "bounds": lambda estimate, measure: tables.show_interval(measure, estimate),
         "md": _markdown_text,
     }
     source = files("jowa.evaluation").joinpath(name).read_text(encoding="utf-8")

@@ -1,25 +1,21 @@
-"""Scores as data: normalisation, robust aggregates, intervals, and the file that keeps them.
-
-Statistics follow Agarwal et al. 2021 (rliable): the interquartile mean over games, and intervals
-from a bootstrap stratified by game. The generator is always explicit, so that a report is the same
-every time it is made.
-"""
+"""Scores as data: normalisation, what was played and how, and the file that keeps it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from jowa import games
 from jowa.errors import UserError
+from jowa.evaluation.statistics import iqm
 from jowa.files import write_json
 
 SCORES_VERSION = 1
@@ -27,8 +23,6 @@ PROTOCOL_MAX_FRAMES = 108_000
 PROTOCOL_EPISODES = 16
 PROTOCOL_STICKY = 0.25
 PROTOCOL_EPSILON = 0.001
-
-Statistic = Callable[[NDArray[np.float64]], float]
 
 
 def score_range(game_name: str, by: str = "human") -> tuple[float, float] | None:
@@ -54,55 +48,10 @@ def normalise(game_name: str, score: float, by: str = "human") -> float:
     return (score - ends[0]) / (ends[1] - ends[0])
 
 
-def iqm(values: ArrayLike) -> float:
-    """Interquartile mean: the mean after cutting a quarter of the values from each end."""
-    array = np.asarray(values, dtype=np.float64).ravel()
-    if array.size == 0:
-        raise ValueError("iqm needs at least one value")
-    return float(stats.trim_mean(array, 0.25))
-
-
-def interval(
-    scores: Mapping[str, ArrayLike],
-    statistic: Statistic = iqm,
-    *,
-    by: str | None = "human",
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of `statistic` over the games' normalised mean scores.
-
-    `scores` maps game names to raw episode scores. Episodes are resampled within their game, games
-    are not resampled: the interval covers chance in play and not in training or choice of games.
-    `by=None` leaves scores raw.
-    """
-    if not scores:
-        raise ValueError("interval needs the scores of at least one game")
-    draws = np.stack(
-        [_resampled_means(game, values, by, resamples, rng) for game, values in scores.items()],
-        axis=1,
-    )  # (resamples, games)
-    values = np.array([statistic(row) for row in draws])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _resampled_means(
-    game: str, scores: ArrayLike, by: str | None, resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """(resamples,) means of episodes drawn with replacement, normalised unless `by` is None."""
-    episodes = np.asarray(scores, dtype=np.float64).ravel()
-    if episodes.size == 0:
-        raise ValueError(f"{game} has no episodes to resample")
-    picks = rng.integers(episodes.size, size=(resamples, episodes.size))
-    means = cast("NDArray[np.float64]", episodes[picks].mean(axis=1))
-    if by is None:
-        return means
-    # A straight line maps raw to normalised scores, so two of its points normalise every mean.
-    zero, one = normalise(game, 0.0, by), normalise(game, 1.0, by)
-    return zero + means * (one - zero)
+def normalisable(names: Iterable[str], by: str = "human") -> tuple[list[str], list[str]]:
+    """The games that an aggregate can hold, and those it must leave out for want of a score."""
+    known = {name: score_range(name, by) is not None for name in names}
+    return [name for name in known if known[name]], [name for name in known if not known[name]]
 
 
 @dataclass
@@ -147,15 +96,68 @@ class Evaluation:
         enough = all(len(game.scores) >= PROTOCOL_EPISODES for game in self.games.values())
         return bool(self.games) and enough and is_protocol(self.settings)
 
-    def normalised_games(self, by: str = "human") -> tuple[list[str], list[str]]:
-        """Names of the games that an aggregate can hold, and of those left out."""
-        known = {name: score_range(name, by) is not None for name in self.games}
-        return [name for name in known if known[name]], [n for n in known if not known[n]]
-
     def normalised(self, by: str = "human") -> dict[str, float]:
         """Normalised mean score of every game that can be normalised."""
-        kept, _ = self.normalised_games(by)
+        kept, _ = normalisable(self.games, by)
         return {name: normalise(name, self.games[name].mean, by) for name in kept}
+
+
+@dataclass(frozen=True)
+class AgentScores:
+    """One agent: the evaluations of its training seeds, of which there often is only one."""
+
+    label: str
+    seeds: tuple[Evaluation, ...]
+
+    @property
+    def games(self) -> list[str]:
+        """What every seed played."""
+        return [name for name in self.seeds[0].games if not self._skipped(name)]
+
+    @property
+    def unshared(self) -> list[str]:
+        """What only some seeds played; no aggregate can hold these games."""
+        return [name for name in self.played if self._skipped(name)]
+
+    @property
+    def played(self) -> list[str]:
+        """What any seed played."""
+        return list(dict.fromkeys(name for seed in self.seeds for name in seed.games))
+
+    def runs(self, game: str) -> list[GameScores]:
+        """The episodes of a game, for every seed that played it."""
+        return [seed.games[game] for seed in self.seeds if game in seed.games]
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether every seed was played under the full protocol."""
+        return all(seed.is_protocol for seed in self.seeds)
+
+    def _skipped(self, game: str) -> bool:
+        return any(game not in seed.games for seed in self.seeds)
+
+
+def agents(evaluations: Sequence[Evaluation]) -> list[AgentScores]:
+    """Evaluations by agent: the labels `NAME/0`, `NAME/1`, ... are seeds of the agent `NAME`.
+
+    Raises UserError where two evaluations have the same label, or an agent's name is a label too.
+    """
+    seeds: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        match = re.fullmatch(r"(.+)/\d+", evaluation.label)
+        seeds.setdefault(match[1] if match else evaluation.label, []).append(evaluation)
+    labels = [evaluation.label for evaluation in evaluations]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(
+                f"two evaluations are called {label!r}: give each a label of its own, by "
+                "`jowa evaluate label=...` or in its scores file."
+            )
+        if len(seeds.get(label, ())) > 1:
+            raise UserError(
+                f"{label!r} is an evaluation and the name of the seeds {label}/...: rename one."
+            )
+    return [AgentScores(label, tuple(found)) for label, found in seeds.items()]
 
 
 def is_protocol(settings: Mapping[str, Any]) -> bool:
@@ -276,13 +278,13 @@ class ScoreFile:
                 stored["data_means"],
                 stored["provenance"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} lacks part of its scores ({error}): make it anew.") from None
+        except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
+            raise UserError(f"{path} holds no whole scores ({error}): make it anew.") from None
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
     """Human-normalised mean score of each game, their IQM, and the games left out of it."""
-    scores, (_, left_out) = evaluation.normalised(), evaluation.normalised_games()
+    scores, (_, left_out) = evaluation.normalised(), normalisable(evaluation.games)
     return {
         "games": scores,
         "iqm": iqm(list(scores.values())) if scores else None,
@@ -291,26 +293,20 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _evaluation(stored: dict[str, Any]) -> Evaluation:
-    games_ = {name: GameScores(**item) for name, item in stored["games"].items()}
-    return Evaluation(**{**stored, "games": games_})
+    played = {games.get(name).name: _game_scores(item) for name, item in stored["games"].items()}
+    if not isinstance(stored["label"], str):
+        raise ValueError(f"a label is {stored['label']!r}")
+    return Evaluation(**{**stored, "games": played})
+
+
+def _game_scores(stored: dict[str, Any]) -> GameScores:
+    scores = GameScores(**stored)
+    if not scores.scores or not all(math.isfinite(score) for score in scores.scores):
+        raise ValueError(f"{scores.game} needs finite scores")
+    return scores
 
 
 def baselines_from(stored: dict[str, Any]) -> GameBaselines:
     """GameBaselines from its JSON form."""
-    parts = {name: GameScores(**stored[name]) for name in ("random", "constant")}
+    parts = {name: _game_scores(stored[name]) for name in ("random", "constant")}
     return GameBaselines(**{**stored, **parts})
-
-
-def difference_interval(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    rng: np.random.Generator,
-) -> tuple[float, float]:
-    """Bootstrap interval of mean(second) - mean(first), both resampled independently."""
-    means = [_resampled_means("", scores, None, resamples, rng) for scores in (first, second)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means[1] - means[0], [tail, 1 - tail])
-    return float(low), float(high)

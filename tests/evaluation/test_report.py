@@ -12,15 +12,21 @@ import pytest
 from matplotlib import image
 
 from jowa.errors import UserError
+from jowa.evaluation.commands import merged, report
+from jowa.evaluation.config import ReportConfig
 from jowa.evaluation.plots import MAX_POINTS, Curve, plot_metric, read_curve, svg
-from jowa.evaluation.report import Comparison, ReportInput, write_report
+from jowa.evaluation.published import published_scores, standings
+from jowa.evaluation.report import ReportInput, write_report
 from jowa.evaluation.scores import (
     Evaluation,
     GameBaselines,
     GameScores,
+    ScoreFile,
+    agents,
     make_settings,
     protocol_gaps,
 )
+from jowa.evaluation.sections import Comparison
 
 FULL = {"episodes": 16, "envs_per_game": 16, "max_frames": 108_000, "seed": 0}
 
@@ -136,7 +142,7 @@ def test_markdown_says_the_same_with_pictures_beside_it(full_report, tmp_path):
         assert (out / link).read_bytes().startswith(b"\x89PNG")
     for part in (
         "-20.5",
-        "-15.5 (UPFIRE)",
+        "-15.5 (UPFIRE, 2 ep.)",
         "7.5",
         "One seed.",
         "picture missing",
@@ -166,7 +172,11 @@ def test_everything_from_outside_is_escaped(tmp_path):
     log = write_log(tmp_path / "log.jsonl", [{"step": 1, "phase": evil, evil: 1.0}] * 2)
     report = ReportInput(
         evil,
-        [evaluation(evil, checkpoint=evil), evaluation("b", planner="beam", checkpoint=evil)],
+        [
+            evaluation(evil, checkpoint=evil, games=("Pong", "Boxing")),
+            evaluation("b", planner="beam", checkpoint=evil, games=("Pong", "Boxing")),
+            evaluation("short " + evil, episodes=2),
+        ],
         curves=[(evil, log), ("other", log)],
         images=[(evil, tmp_path / "none.png")],
         film=tmp_path / evil.replace("/", ""),
@@ -174,6 +184,8 @@ def test_everything_from_outside_is_escaped(tmp_path):
         notes=[evil],
         comparisons=[Comparison(evil, evil, "b")],
         provenance={evil: evil},
+        references=["b"],
+        remarks=[evil],
     )
     path = write_report(report, tmp_path / "out")
     assert "<script" not in path.read_text()
@@ -192,6 +204,115 @@ def test_short_and_capped_evaluations_are_called_so(tmp_path):
     assert "the cap cut 3 of 16 episodes" in text
     assert protocol_gaps(evaluation("full")) == []
     assert protocol_gaps(Evaluation("a", {"Pong": GameScores("Pong", [1.0] * 16)}))
+
+
+def test_aggregates_stand_beside_trivial_play_and_references(tmp_path):
+    names = ("Pong", "Boxing", "Pooyan")
+    constant = {name: GameScores(name, [-15.0, -16.0, -15.0]) for name in names}
+    baselines = {n: GameBaselines(n, GameScores(n, [-20.0] * 2), constant[n], "UP") for n in names}
+    players = [evaluation("agent", games=names), evaluation("clone", games=names, mean=-3.0)]
+    page = write_report(ReportInput("T", players, baselines, references=["clone"]), tmp_path)
+    text, markdown = page.read_text(), (tmp_path / "report.md").read_text()
+    parse(page)
+    assert "2 games: Boxing, Pong" in text and "no published human score: Pooyan" in text
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in lines}
+    assert rows["agent"][1] == "16" and rows["random play (reference)"][1] == "2"
+    assert all("[" in cell for cell in rows["agent"][2:8])
+    assert "clone (reference)" in rows and "best constant (reference)" in rows
+    assert "Performance profile" in text and "Optimality gap" in text
+    with pytest.raises(UserError, match=r"'clown'.*'agent', 'clone'"):
+        write_report(ReportInput("T", players, references=["clown"]), tmp_path)
+
+
+def test_seeds_are_one_agent_with_its_seeds_below(tmp_path):
+    names = ("Pong", "Boxing")
+    seeds = [evaluation(f"a/{i}", games=names, mean=4.0 * i) for i in range(3)]
+    markdown = write_report(ReportInput("T", seeds), tmp_path).with_suffix(".md").read_text()
+    assert "- a: 56% [" in markdown and "- a/0: " not in markdown
+    assert "| a | 3 seeds of 16 |" in markdown
+    assert all(f" a/{i} | 16 |" in markdown for i in range(3))
+
+
+def published_player(label, names, **changes):
+    """An evaluation whose means are JOWA's 150M agent's."""
+    played = evaluation(label, games=names, **changes)
+    for name, game in played.games.items():
+        game.scores = [published_scores()["JOWA_150M_with_planning"][name]] * len(game.scores)
+    return played
+
+
+def test_published_agents_are_compared_on_the_common_games_only(tmp_path):
+    every = list(published_scores()["EDT_200M"])
+    few = ["Assault", "Pong", "Phoenix"]
+    whole, part = published_player("whole", every), evaluation("part", games=few)
+    short = published_player("short", every, max_frames=4000)
+    found, apart = standings(agents([whole, part, short]))
+    assert [label for label, _ in apart] == ["short"] and "4,000 frames" in apart[0][1]
+    assert [standing.games for standing in found] == [tuple(every), ("Assault", "Phoenix")]
+    by_label = {entry.label: entry for entry in found[0].entries}
+    assert len(by_label) == 14
+    assert by_label["whole"].estimates["iqm"].value == pytest.approx(0.8469, abs=1e-4)
+    twin = by_label["JOWA 150M with planning"]
+    assert twin.estimates["iqm"].value == by_label["whole"].estimates["iqm"].value
+    assert twin.tuned and not by_label["EDT 200M"].tuned
+    assert twin.estimates["iqm"].interval is None
+    short = evaluation("short", games=few, max_frames=4000)
+    text = write_report(ReportInput("T", [part, short]), tmp_path).read_text()
+    assert "Only 2 of the 15 published games are common: Assault, Phoenix" in text
+    table = text[text.index("Beside the published") : text.index("Not shown here")]
+    assert "short" not in table and "short" in text[text.index("Not shown here") :]
+
+
+def test_comparison_gives_the_probability_of_improvement_and_unlike_settings(tmp_path):
+    players = [evaluation("a"), evaluation("b", mean=1.0, max_frames=4000)]
+    pair = Comparison("T", "a", "b")
+    text = write_report(ReportInput("T", players, comparisons=[pair]), tmp_path).read_text()
+    # Scores 0, 1, 2 (6, 5, 5 of 16) against 1, 2, 3: of 256 pairs 171 are above and 55 equal.
+    assert "78%" in text and "Probability of improvement" in text
+    assert "Not played alike: max frames 108,000 against 4,000." in text
+
+
+def saved(path, *evaluations, **parts):
+    ScoreFile(list(evaluations), **parts).save(path)
+    return str(path)
+
+
+def test_report_names_what_is_wrong_with_labels(tmp_path):
+    one = saved(tmp_path / "one.json", evaluation("a"))
+    two = saved(tmp_path / "two.json", evaluation("a"), evaluation("b"))
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match=r"one\.json and .*two\.json both .*'a'"):
+        report(ReportConfig(out=out, scores=[one, two]))
+    with pytest.raises(UserError, match=r"'c'.*'a', 'b'"):
+        report(ReportConfig(out=out, scores=[two], compare=["a|c"]))
+    with pytest.raises(UserError, match=r"'d'.*'a', 'b'"):
+        report(ReportConfig(out=out, scores=[two], references=["d"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_contradict_each_other_are_said_to(tmp_path):
+    def baselines(*scores):
+        games = GameScores("Pong", list(scores))
+        return {"Pong": GameBaselines("Pong", games, games, "UP")}
+
+    first = ScoreFile([evaluation("a")], baselines(-21.0), {"Pong": 1.0})
+    second = ScoreFile([evaluation("b")], baselines(-20.0, -20.0), {"Pong": 2.0})
+    whole, remarks = merged({"one": first, "two": second})
+    assert [e.label for e in whole.evaluations] == ["a", "b"]
+    assert whole.baselines["Pong"].random.mean == -20.0 and whole.data_means == {"Pong": 1.0}
+    assert len(remarks) == 2 and all("Pong" in remark for remark in remarks)
+    assert merged({"one": first, "same": ScoreFile([], baselines(-21.0))})[1] == []
+
+
+def test_runs_of_one_folder_name_are_told_apart(tmp_path):
+    for parent in ("one", "two"):
+        (tmp_path / parent / "run").mkdir(parents=True)
+        entries = [{"step": 1, "phase": "a", "q/td": 1.0}]
+        write_log(tmp_path / parent / "run" / "metrics.jsonl", entries)
+    runs = [str(tmp_path / parent / "run") for parent in ("one", "two")]
+    page = report(ReportConfig(out=str(tmp_path / "out"), runs=runs))
+    assert all(run in page.read_text() for run in runs)
 
 
 def test_large_films_stay_beside_the_report(tmp_path):

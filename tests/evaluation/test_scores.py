@@ -1,31 +1,24 @@
-"""Score statistics against hand-computed and published values; the scores file."""
+"""Normalised scores, what counts as the protocol, seeds of one agent, and the scores file."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-import jowa.scores
 from jowa.errors import UserError
 from jowa.evaluation.scores import (
     Evaluation,
     GameBaselines,
     GameScores,
     ScoreFile,
-    difference_interval,
-    interval,
-    iqm,
+    agents,
     make_settings,
+    normalisable,
     normalise,
 )
-from jowa.games import GAMES, get
+from jowa.games import get
 
-PUBLISHED = json.loads(
-    (Path(__file__).parents[2] / "eval" / "published" / "scores.json").read_text()
-)
 FULL = {"episodes": 16, "envs_per_game": 16, "max_frames": 108_000, "seed": 0}
 
 
@@ -46,66 +39,9 @@ def test_games_without_a_human_score_cannot_be_normalised():
         normalise("Pongg", 0.0)
 
 
-def test_iqm_by_hand():
-    assert iqm([1, 2, 3, 4]) == 2.5
-    assert iqm([0, 0, 3, 5, 1000, -1000, 4, 100]) == 3.0  # the mean of 0, 3, 4, 5
-    assert iqm([7.0]) == 7.0
-    with pytest.raises(ValueError, match="at least one"):
-        iqm([])
-
-
-@pytest.mark.parametrize("agent", sorted(PUBLISHED["raw_scores"]))
-def test_published_aggregates_follow_from_published_scores(agent):
-    raw, expected = PUBLISHED["raw_scores"][agent], PUBLISHED["aggregates"][agent]
-    human = np.array([normalise(game, score) for game, score in raw.items()])
-    dqn = [normalise(game, score, by="dqn") for game, score in raw.items()]
-    assert iqm(human) == pytest.approx(expected["iqm_hns"], abs=1e-4)
-    assert np.median(human) == pytest.approx(expected["median_hns"], abs=1e-4)
-    assert np.mean(human) == pytest.approx(expected["mean_hns"], abs=1e-4)
-    assert iqm(dqn) == pytest.approx(expected["iqm_dns"], abs=1e-4)
-    assert (human >= 1).sum() == expected["superhuman_games"]
-
-
-def test_interval_is_reproducible_from_its_generator():
-    scores = {"Pong": [-21.0, -3.0, 5.0, 9.0], "Breakout": [1.0, 20.0, 33.0]}
-    first, again, other = (interval(scores, rng=np.random.default_rng(s)) for s in (1, 1, 2))
-    assert first == again != other
-    centre = iqm([normalise(game, float(np.mean(values))) for game, values in scores.items()])
-    assert first[0] < centre < first[1]
-
-
-def test_interval_of_constant_scores_is_a_point():
-    low, high = interval({"Pong": [3.0, 3.0]}, rng=np.random.default_rng(0))
-    assert low == high == pytest.approx(normalise("Pong", 3.0))
-
-
-def test_interval_matches_the_standard_error_and_covers_the_truth():
-    rng = np.random.default_rng(0)
-    mean, spread, episodes = 10.0, 4.0, 40
-    hits, widths = 0, []
-    for _ in range(200):
-        scores = {"AirRaid": rng.normal(mean, spread, episodes)}
-        low, high = interval(scores, np.mean, by=None, resamples=400, rng=rng)
-        hits += low <= mean <= high
-        widths.append(high - low)
-    assert 0.88 <= hits / 200 <= 0.99
-    assert np.mean(widths) == pytest.approx(2 * 1.96 * spread / episodes**0.5, rel=0.1)
-
-
-def test_interval_resamples_within_games():
-    """Two games of constant but different scores leave nothing to chance."""
-    scores = {"Pong": [1.0] * 5, "Breakout": [30.0] * 5}
-    low, high = interval(scores, np.mean, by=None, rng=np.random.default_rng(0))
-    assert low == high == 15.5
-
-
-def test_difference_interval_tells_apart_what_differs():
-    rng = np.random.default_rng(0)
-    worse, better = rng.normal(0, 1, 30), rng.normal(3, 1, 30)
-    low, high = difference_interval(list(worse), list(better), rng=rng)
-    assert 2 < low < 3 < high < 4
-    low, high = difference_interval(list(worse), list(worse), rng=rng)
-    assert low < 0 < high
+def test_games_without_a_score_are_named():
+    assert normalisable(["Pong", "Pooyan", "Solaris"]) == (["Pong", "Solaris"], ["Pooyan"])
+    assert normalisable(["Pong", "Pooyan", "Solaris"], "dqn") == (["Pong", "Pooyan"], ["Solaris"])
 
 
 @pytest.mark.parametrize(
@@ -158,13 +94,38 @@ def test_unreadable_score_files_are_named(tmp_path, content):
         ScoreFile.load(path)
 
 
+@pytest.mark.parametrize("damage", [[], [1.0, float("nan")], ["high"], None, "missing"])
+def test_score_files_without_whole_scores_are_named(tmp_path, damage):
+    path = tmp_path / "scores.json"
+    example_file().save(path)
+    stored = json.loads(path.read_text())
+    game = stored["evaluations"][0]["games"]["Pong"]
+    if damage == "missing":
+        del game["scores"]
+    else:
+        game["scores"] = damage
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"scores\.json holds no whole scores"):
+        ScoreFile.load(path)
+
+
 def test_missing_score_file_is_named(tmp_path):
     with pytest.raises(UserError, match="jowa evaluate"):
         ScoreFile.load(tmp_path / "none.json")
 
 
-def test_public_names():
-    assert jowa.scores.normalise is normalise
-    assert jowa.scores.iqm is iqm
-    assert jowa.scores.interval is interval
-    assert sum(game.human is None for game in GAMES.values()) == 4
+def played(label: str, *names: str) -> Evaluation:
+    return Evaluation(label, {name: GameScores(name, [1.0]) for name in names})
+
+
+def test_numbered_labels_are_seeds_of_one_agent():
+    found = agents([played("a/0", "Pong", "Boxing"), played("b", "Pong"), played("a/1", "Pong")])
+    assert [(agent.label, len(agent.seeds)) for agent in found] == [("a", 2), ("b", 1)]
+    assert found[0].games == ["Pong"] and found[0].unshared == ["Boxing"]
+    assert [agent.label for agent in agents([played("runs/best", "Pong")])] == ["runs/best"]
+
+
+@pytest.mark.parametrize("labels", [("a", "a"), ("a/0", "a/0"), ("a", "a/0"), ("a/0", "a")])
+def test_labels_must_tell_evaluations_apart(labels):
+    with pytest.raises(UserError, match="'a"):
+        agents([played(label, "Pong") for label in labels])
