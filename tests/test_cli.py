@@ -49,6 +49,10 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["pretrain", "run=x", "data.games=[Pong]", "stage2.length=9"], ["stage2.length", "8"]),
         (["pretrain", "run=x", "data.games=[Pong]", "stage1.stride=9"], ["stage1.stride", "9"]),
         (["evaluate", "checkpoint=x", "compile=true"], ["compile"]),
+        (["evaluate", "checkpoint=x", "launcher=moon"], ["moon", "slurm"]),
+        (["tune"], ["checkpoint=..."]),
+        (["tune", "checkpoint=nowhere"], ["nowhere"]),
+        (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(
