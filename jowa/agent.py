@@ -40,7 +40,7 @@ class PlannerConfig:
     context      past frames the agent sees, the current one among them
     gamma        discount of imagined rewards
     decode       how imagined frames are decoded: drafted, plain (token by token), or auto, which
-                 times both; results are the same but for rounding, so name one for exact repeats
+                 times both (drafted where a run must repeat); the same results but for rounding
     value        of an ensemble of Qs: mean, or min, the least of them
     stop_at_end  a path is worth nothing more after a predicted end of the episode
     simulations  of mcts: imagined frames a decision
@@ -103,7 +103,11 @@ class PlannerConfig:
 
 
 class Agent:
-    """Acts in many environments of many games at once with one tokenizer and model."""
+    """Acts in many environments of many games at once with one tokenizer and model.
+
+    With `timed` false nothing is chosen by timing, so that on a CPU the same calls give the same
+    bits in every run.
+    """
 
     def __init__(
         self,
@@ -111,13 +115,14 @@ class Agent:
         model: WorldActionModel,
         planner: PlannerConfig,
         dtype: torch.dtype = torch.float32,
+        timed: bool = True,
     ) -> None:
         planner.validate()
         check_pair(tokenizer, model)
         self.tokenizer, self.model = tokenizer.eval(), for_inference(model.eval(), dtype)
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
-        self.decoder = Decoder(planner.decode)
+        self.decoder = Decoder(planner.decode, timed)
         self._acted = np.zeros(0, dtype=np.int64)  # rows of the last `act`
         self._allocate(0)
 
@@ -142,21 +147,38 @@ class Agent:
 
         Rows where `active` (E,) is false are left alone and get action 0.
         """
-        check_ids(games)
-        if len(frames) != len(self._ages):
-            self._allocate(len(frames))
-        rows = np.flatnonzero(active) if active is not None else np.arange(len(frames))
+        rows = self.observe(frames, games, active)
         chosen = np.zeros(len(frames), dtype=np.int64)
-        self._acted = rows
         if len(rows):
-            self._remember(frames[rows], games[rows], rows)
             chosen[rows] = self._decide(rows, games[rows]).actions.cpu().numpy()
             self.executed(chosen)
         return chosen
 
+    def observe(
+        self,
+        frames: np.ndarray,
+        games: np.ndarray,
+        active: np.ndarray | None = None,
+        encode: bool = True,
+    ) -> np.ndarray:
+        """Takes in what `act` would without deciding; `executed` is then told the actions.
+
+        Without `encode` time passes, but the frames are not kept: for those that will have left
+        the context by the next decision. Returns the active rows.
+        """
+        check_ids(games)
+        if len(frames) != len(self._ages):
+            self._allocate(len(frames))
+        self._acted = np.flatnonzero(active) if active is not None else np.arange(len(frames))
+        rows = self._acted
+        self._ages[rows] += 1
+        if encode and len(rows):
+            self._remember(frames[rows], games[rows], rows)
+        return rows
+
     def executed(self, actions: np.ndarray) -> None:
-        """Notes the actions (E,) really sent, where they differ from those of `act`; rows that
-        were not active keep theirs."""
+        """Notes the actions (E,) really sent, where they differ from those of `act`, or were never
+        asked for; rows that were not active keep theirs."""
         rows = self._acted
         sent = torch.from_numpy(actions[rows]).to(self.device)
         self._actions[self._index(rows), self._newest(rows)] = sent
@@ -172,7 +194,6 @@ class Agent:
         """Writes the new frames' tokens over the oldest."""
         batch = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device).unsqueeze(1)
         tokens = self.tokenizer.encode(batch, self._index(games))
-        self._ages[rows] += 1
         self._tokens[self._index(rows), self._newest(rows)] = tokens
 
     def context(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

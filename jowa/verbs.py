@@ -54,6 +54,11 @@ VERBS = {
         "jowa.evaluation.evaluate:evaluate",
         "play for scores, greedy or planned",
     ),
+    "tune": Verb(
+        "jowa.evaluation.config:TuneConfig",
+        "jowa.evaluation.tune:tune",
+        "choose the planner's numbers by play",
+    ),
     "finetune": Verb(
         "jowa.learning.config:FinetuneConfig",
         "jowa.learning.finetune:finetune",

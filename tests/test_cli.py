@@ -65,6 +65,10 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["data", "import", "root=x", "game=Ping", "id=a-v0"], ["Ping", "Pong"]),
         (["convert", "published_finetune", "root=x", "source=y"], ["quality=..."]),
         (["convert", "published_finetune", "root=x", "source=y", "quality=good"], ["suboptimal"]),
+        (["evaluate", "checkpoint=x", "launcher=moon"], ["moon", "slurm"]),
+        (["tune"], ["checkpoint=..."]),
+        (["tune", "checkpoint=nowhere"], ["nowhere"]),
+        (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(

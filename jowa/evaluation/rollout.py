@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,30 @@ from jowa.errors import UserError
 from jowa.evaluation.scores import PROTOCOL_EPSILON, PROTOCOL_STICKY, GameScores
 from jowa.games import LEGAL_ACTIONS, Game
 
-Progress = Callable[[int, int, int], None]
+
+@dataclass(frozen=True)
+class Seat:
+    """An environment slot of a game, and how many episodes it plays one after another."""
+
+    game: Game
+    slot: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One finished episode: raw (unclipped) score, agent steps, and whether the cap ended it."""
+
+    game: str
+    slot: int
+    episode: int
+    score: float
+    steps: int
+    truncated: bool
+
+
+# Told after every step: the episodes finished so far, in the order in which they ended.
+Progress = Callable[[Sequence[EpisodeResult]], None]
 
 
 class Policy(Protocol):
@@ -57,18 +81,6 @@ class VectorEnv(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class EpisodeResult:
-    """One finished episode: raw (unclipped) score, agent steps, and whether the cap ended it."""
-
-    game: str
-    slot: int
-    episode: int
-    score: float
-    steps: int
-    truncated: bool
-
-
 def episode_generator(seed: int, game: Game, slot: int, episode: int) -> np.random.Generator:
     """The generator of one episode; its first draw seeds the emulator, the rest exploration.
 
@@ -82,49 +94,25 @@ def emulator_seed(rng: np.random.Generator) -> int:
     return int(rng.integers(MAX_SEED, endpoint=True))
 
 
-def play(
-    policy: Policy,
-    games: Sequence[Game],
-    *,
-    episodes: int,
-    envs_per_game: int,
-    seed: int,
-    max_frames: int,
-    epsilon: float = PROTOCOL_EPSILON,
-    sticky: float = PROTOCOL_STICKY,
-    progress: Progress | None = None,
-    make_vector: Callable[..., VectorEnv] = AtariVector,
-) -> list[EpisodeResult]:
-    """Play `episodes` episodes of every game; results in order of game, slot and episode.
+def seats(games: Sequence[Game], episodes: int, envs_per_game: int) -> list[Seat]:
+    """The slots of every game, which share its `episodes` in fixed numbers.
 
-    `envs_per_game` slots a game play at once and share its episodes in fixed numbers. With
-    probability `epsilon` a step takes a uniformly random legal action. Episodes stop after
-    `max_frames` emulator frames (4 a step). `progress(episodes done, episodes in all, agent steps)`
-    is called after every step. Raises UserError for settings that cannot be played.
+    Raises UserError for numbers below 1, and for games that are missing or named twice.
     """
-    _check(games, episodes, envs_per_game, seed, max_frames, epsilon)
-    slots = min(envs_per_game, episodes)
-    vectors: list[VectorEnv] = []
-    try:
-        for game in games:
-            vectors.append(make_vector(game, slots, max_frames=max_frames, sticky=sticky))
-        stage = _Stage(games, vectors, slots, episodes, seed, epsilon)
-        return stage.run(policy, progress)
-    finally:
-        for vector in vectors:
-            vector.close()
-
-
-def _check(
-    games: Sequence[Game], episodes: int, envs: int, seed: int, max_frames: int, epsilon: float
-) -> None:
     if not games:
         raise UserError("there is no game to play: name at least one.")
     if len({game.id for game in games}) < len(games):
         raise UserError("a game is named twice: name every game to play once.")
-    for name, value in (("episodes", episodes), ("envs_per_game", envs)):
+    for name, value in (("episodes", episodes), ("envs_per_game", envs_per_game)):
         if value < 1:
             raise UserError(f"{name} is {value}: give at least 1.")
+    slots = min(envs_per_game, episodes)
+    share, extra = divmod(episodes, slots)
+    return [Seat(game, i, share + (i < extra)) for game in games for i in range(slots)]
+
+
+def check(seed: int, max_frames: int, epsilon: float) -> None:
+    """Raises UserError for settings that cannot be played."""
     if max_frames < FRAME_SKIP:
         raise UserError(f"max_frames is {max_frames}: give at least {FRAME_SKIP}, one step.")
     if seed < 0:
@@ -133,13 +121,48 @@ def _check(
         raise UserError(f"epsilon is {epsilon}: it is a probability, give 0 to 1.")
 
 
+def play(
+    policy: Policy, games: Sequence[Game], *, episodes: int, envs_per_game: int, **protocol: Any
+) -> list[EpisodeResult]:
+    """Play `episodes` episodes of every game in `envs_per_game` slots each, all at once; see
+    `play_seats`."""
+    return play_seats(policy, seats(games, episodes, envs_per_game), **protocol)
+
+
+def play_seats(
+    policy: Policy,
+    seats: Sequence[Seat],
+    *,
+    seed: int,
+    max_frames: int,
+    epsilon: float = PROTOCOL_EPSILON,
+    sticky: float = PROTOCOL_STICKY,
+    progress: Progress | None = None,
+    make_vector: Callable[..., VectorEnv] = AtariVector,
+) -> list[EpisodeResult]:
+    """Play the episodes of all seats, those of a game in a row; results in order of game, slot and
+    episode.
+
+    With probability `epsilon` a step takes a uniformly random legal action. Episodes stop after
+    `max_frames` emulator frames (4 a step). Raises UserError for settings that cannot be played.
+    """
+    check(seed, max_frames, epsilon)
+    vectors: list[VectorEnv] = []
+    try:
+        for game, slots in groupby(seats, lambda seat: seat.game):
+            envs = len(list(slots))
+            vectors.append(make_vector(game, envs, max_frames=max_frames, sticky=sticky))
+        return _Stage(seats, vectors, seed, epsilon).run(policy, progress)
+    finally:
+        for vector in vectors:
+            vector.close()
+
+
 @dataclass
 class _Slot:
-    """One environment's running episode and how many it has still to play."""
+    """One environment's running episode."""
 
-    game: Game
-    number: int
-    quota: int
+    seat: Seat
     episode: int = 0
     score: float = 0.0
     steps: int = 0
@@ -147,40 +170,34 @@ class _Slot:
 
     @property
     def done(self) -> bool:
-        return self.episode >= self.quota
+        return self.episode >= self.seat.episodes
 
     def start(self, seed: int) -> int:
         """Begin the next episode; returns the emulator's seed."""
         self.score, self.steps = 0.0, 0
-        self.rng = episode_generator(seed, self.game, self.number, self.episode)
+        self.rng = episode_generator(seed, self.seat.game, self.seat.slot, self.episode)
         return emulator_seed(self.rng)
 
     def finish(self, truncated: bool) -> EpisodeResult:
-        result = EpisodeResult(
-            self.game.name, self.number, self.episode, self.score, self.steps, truncated
-        )
+        game, slot = self.seat.game.name, self.seat.slot
+        result = EpisodeResult(game, slot, self.episode, self.score, self.steps, truncated)
         self.episode += 1
         return result
 
 
 class _Stage:
-    """All slots of all games in one flat row; game g has rows g * slots to (g + 1) * slots."""
+    """All seats in one flat row; `rows` are those of each game's environments."""
 
     def __init__(
-        self,
-        games: Sequence[Game],
-        vectors: Sequence[VectorEnv],
-        slots: int,
-        episodes: int,
-        seed: int,
-        epsilon: float,
+        self, seats: Sequence[Seat], vectors: Sequence[VectorEnv], seed: int, epsilon: float
     ) -> None:
         self.vectors, self.seed, self.epsilon = vectors, seed, epsilon
-        self.rows = [slice(g * slots, (g + 1) * slots) for g in range(len(games))]
-        share, extra = divmod(episodes, slots)
-        self.slots = [_Slot(game, i, share + (i < extra)) for game in games for i in range(slots)]
-        self.total = episodes * len(games)
-        self.game_ids = np.array([slot.game.id for slot in self.slots], dtype=np.int64)
+        self.slots = [_Slot(seat) for seat in seats]
+        self.rows: list[slice] = []
+        for _, group in groupby(seats, lambda seat: seat.game):
+            start = self.rows[-1].stop if self.rows else 0
+            self.rows.append(slice(start, start + len(list(group))))
+        self.game_ids = np.array([slot.seat.game.id for slot in self.slots], dtype=np.int64)
         self.active = np.ones(len(self.slots), dtype=bool)
         self.frames = np.zeros((len(self.slots), 84, 84), dtype=np.uint8)
         self.results: list[EpisodeResult] = []
@@ -190,17 +207,15 @@ class _Stage:
         seeds = np.array([slot.start(self.seed) for slot in self.slots], dtype=np.int64)
         for vector, rows in zip(self.vectors, self.rows, strict=True):
             self.frames[rows] = vector.reset(seeds[rows])
-        steps = 0
         while self.active.any():
             actions = self._explore(policy.act(self.frames, self.game_ids, self.active))
             policy.executed(actions)
-            steps += int(self.active.sum())
             ended = self._step(actions)
             if ended.any():
                 self._restart(ended, policy)
             if progress is not None:
-                progress(len(self.results), self.total, steps)
-        names = list(dict.fromkeys(slot.game.name for slot in self.slots))
+                progress(self.results)
+        names = list(dict.fromkeys(slot.seat.game.name for slot in self.slots))
         return sorted(self.results, key=lambda r: (names.index(r.game), r.slot, r.episode))
 
     def _explore(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -211,7 +226,7 @@ class _Stage:
             for row in np.flatnonzero(self.active):
                 slot = self.slots[row]
                 if slot.rng.random() < self.epsilon:
-                    actions[row] = slot.rng.choice(slot.game.action_ids)
+                    actions[row] = slot.rng.choice(slot.seat.game.action_ids)
         return actions
 
     def _step(self, actions: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
 from jowa.errors import UserError
-from jowa.learning.distributed import ALONE, Processes, join, local_rank
+from jowa.learning.distributed import ALONE, PATIENCE, Processes, join, local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,8 +46,9 @@ class Compute:
         )
 
 
-def resolve(config: ComputeConfig) -> Compute:
-    """Checks the wishes against the machine and sets the number of threads."""
+def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
+    """Checks the wishes against the machine, sets the number of threads, and joins the other
+    processes of the job, who wait `patience` for each other."""
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise UserError(f"compute.device is {config.device!r}: use auto, cpu or cuda.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
@@ -68,7 +70,7 @@ def resolve(config: ComputeConfig) -> Compute:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.cuda.set_device(device)
-    return Compute(device, dtype, join(device))
+    return Compute(device, dtype, join(device, patience))
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:

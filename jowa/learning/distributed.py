@@ -88,7 +88,7 @@ class Processes:
         if self.size > 1 and lost:
             raise UserError(
                 f"process {self.rank} lost the others of its job ({str(error).splitlines()[0]}): "
-                f"see what they said; the same command goes on from the last checkpoint."
+                f"see what they said; the same command goes on from what is kept."
             ) from error
 
     def wait(self) -> None:
@@ -100,14 +100,14 @@ class Processes:
 ALONE = Processes()
 
 
-def join(device: torch.device) -> Processes:
+def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
     """Joins the job that `torchrun` started, if it did: NCCL between GPUs, else gloo."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=patience)
         except (RuntimeError, ValueError, dist.DistError) as error:
             raise UserError(
                 f"this process could not join the others of its job ({error}): start it by "

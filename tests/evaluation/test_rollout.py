@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from jowa.errors import UserError
 from jowa.evaluation.baselines import ConstantPolicy, RandomPolicy
-from jowa.evaluation.rollout import by_game, play
+from jowa.evaluation.rollout import by_game, play, play_seats, seats
 from jowa.games import LEGAL_ACTIONS, get
 
 PONG, BREAKOUT, FREEWAY = get("Pong"), get("Breakout"), get("Freeway")
@@ -114,11 +115,22 @@ def test_every_random_action_is_legal_and_illegal_choices_are_caught():
         fake_play(ConstantPolicy({FREEWAY.id: 17}), [FREEWAY])
 
 
-def test_progress_counts_episodes_and_steps():
-    seen = []
-    results = fake_play(RandomPolicy(0), [PONG], progress=lambda *now: seen.append(now))
-    assert seen[-1] == (20, 20, sum(r.steps for r in results))
-    assert seen == sorted(seen)
+def test_progress_sees_every_step_and_every_episode_as_it_ends():
+    policy, seen = Recorder({PONG.id: 0}), []
+    results = fake_play(policy, [PONG], progress=lambda ended: seen.append(list(ended)))
+    assert len(seen) == len(policy.sent)
+    assert all(now[: len(before)] == before for before, now in pairwise(seen))
+    assert sorted(seen[-1], key=lambda r: (r.slot, r.episode)) == results
+
+
+def test_a_slot_plays_the_same_without_the_others():
+    slots = [seat for seat in seats([BREAKOUT, PONG], 3, 2) if (seat.game, seat.slot) != (PONG, 0)]
+    held = ConstantPolicy({PONG.id: 3, BREAKOUT.id: 1})
+    protocol = {"seed": 5, "max_frames": 2000}
+    apart = play_seats(held, slots, **protocol)
+    together = play(held, [BREAKOUT, PONG], episodes=3, envs_per_game=2, **protocol)
+    assert apart == [r for r in together if (r.game, r.slot) != ("Pong", 0)]
+    assert len({(r.score, r.steps) for r in apart}) > 1
 
 
 @pytest.mark.parametrize(
