@@ -48,6 +48,10 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["tokenize", "run=x", "data.games=[Pong]", "compute.dtype=int8"], ["int8", "float32"]),
         (["pretrain", "run=x", "data.games=[Pong]", "stage2.length=9"], ["stage2.length", "8"]),
         (["pretrain", "run=x", "data.games=[Pong]", "stage1.stride=9"], ["stage1.stride", "9"]),
+        (["pretrain", "run=x", "data.games=[Pong]", "data.workers=-1"], ["workers is -1", "null"]),
+        (["tokenize", "run=x", "data.games=[Pong]", "data.prefetch=0"], ["prefetch is 0"]),
+        (["finetune", "run=x", "checkpoint=x", "game=Pong", "prefetch=0"], ["prefetch is 0"]),
+        (["pretrain", "run=x", "data.games=[Pong]", "data.tokens=disk"], ["'disk'", "mapped"]),
         (["evaluate", "checkpoint=x", "compile=true"], ["compile"]),
     ],
 )
