@@ -26,7 +26,7 @@ from jowa.data.sampler import Sampler
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 
-_MOST_WORKERS = 4  # unless more are asked for: four decompress some 40,000 windows a second
+_MOST_WORKERS = 4  # unless more are asked for
 
 
 @dataclass(frozen=True)
