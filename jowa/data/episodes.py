@@ -73,17 +73,33 @@ class EpisodeFile:
         self._cache: np.ndarray | None = None
         if not self.path.is_file():
             raise UserError(f"there is no episode file {self.path}: {self._remedy()}")
-        try:
-            # No lock: a finished file never changes, and network file systems may have no locks.
-            self._file = h5py.File(self.path, "r", locking=False)
-        except _READ_ERRORS as error:
-            raise self._damaged("HDF5 cannot open it; it may be cut short") from error
+        self._open()
         try:
             self._read_header()
             self._read_arrays()
         except BaseException:
             self._file.close()
             raise
+
+    def _open(self) -> None:
+        try:
+            # No lock: a finished file never changes, and network file systems may have no locks.
+            self._file = h5py.File(self.path, "r", locking=False)
+        except _READ_ERRORS as error:
+            raise self._damaged("HDF5 cannot open it; it may be cut short") from error
+
+    def reopen(self) -> None:
+        """Opens the file anew, as a forked process must: HDF5 handles are not to be shared.
+
+        UserError if it was replaced since it was opened first.
+        """
+        before = self.fingerprint
+        self._file.close()
+        self._open()
+        self._read_header()
+        if self.fingerprint != before:
+            raise UserError(f"{self.path} was replaced while it was read: start the command again.")
+        self._frames = self._file["observations"]
 
     def _read_header(self) -> None:
         try:
@@ -183,39 +199,42 @@ class EpisodeFile:
             return np.empty((0, *FRAME_SHAPE), dtype=np.uint8)
         if indices.min() < 0 or indices.max() >= self.num_transitions:
             raise IndexError(f"rows {indices.min()} to {indices.max()} of {self.num_transitions}")
-        if self._cache is not None:
-            return np.take(self._cache, indices, axis=0)
-        assert self._file, "the file is closed"
-        if (np.diff(indices) > 0).all():  # windows usually come sorted
-            return self._read_sorted(indices)
-        rows, inverse = np.unique(indices, return_inverse=True)
-        frames: np.ndarray = self._read_sorted(rows)[inverse]
-        return frames
+        out = np.empty((len(indices), *FRAME_SHAPE), dtype=np.uint8)
+        self.read_into(out, np.arange(len(indices)), indices)
+        return out
 
-    def _read_sorted(self, rows: np.ndarray) -> np.ndarray:
-        """Frames of rising rows: every run of neighbouring chunks is read once."""
+    def read_into(self, out: np.ndarray, places: np.ndarray, indices: np.ndarray) -> None:
+        """Puts the frames of the rows `indices` (M,) at `places` (M,) of `out` (P, 84, 84) uint8;
+        every run of neighbouring chunks is read once."""
+        if self._cache is not None:
+            out[places] = self._cache[indices]
+            return
+        assert self._file, "the file is closed"
+        order = np.argsort(indices, kind="stable")
+        rows, places = indices[order], places[order]
         chunks = rows // FRAMES_PER_CHUNK
         run = np.cumsum(np.diff(chunks, prepend=chunks[0]) > 1)
         # A run also ends where it would take too much memory.
         key = run * (self.num_transitions // _FRAMES_PER_READ + 1) + rows // _FRAMES_PER_READ
         bounds = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(rows)]
-        out = np.empty((len(rows), *FRAME_SHAPE), dtype=np.uint8)
         for first, last in itertools.pairwise(bounds):
             start, stop = int(rows[first]), int(rows[last - 1]) + 1
             try:
                 block = self._frames[start:stop]
             except _READ_ERRORS as error:
                 raise self._damaged(f"frames {start} to {stop - 1} cannot be read") from error
-            out[first:last] = (
-                block if stop - start == last - first else block[rows[first:last] - start]
-            )
-        return out
+            out[places[first:last]] = block[rows[first:last] - start]
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All frames in order, in blocks of at most 1024: (n, 84, 84) uint8."""
         for start in range(0, self.num_transitions, _FRAMES_PER_READ):
             stop = min(start + _FRAMES_PER_READ, self.num_transitions)
             yield self.frames(np.arange(start, stop))
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether `cache` was called."""
+        return self._cache is not None
 
     def cache(self) -> None:
         """Load all frames into memory (`raw_bytes`); from then on `frames` does not read."""

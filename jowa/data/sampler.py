@@ -129,9 +129,16 @@ class Sampler(Iterator[np.ndarray]):
 
     def __next__(self) -> np.ndarray:
         """The next (batch_size // world_size,) int64 segment numbers of this rank."""
-        indices = self.global_batch(self.step)[self._mine]
+        indices, _ = self.at(self.step)
         self.step += 1
         return indices
+
+    def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's segment numbers at a step, and the key of each for what is drawn by chance
+        for it: each (batch_size // world_size,) int64, a rank's share of the global batch's."""
+        keys = np.random.default_rng([self._seed, step, _KEYS])
+        drawn = keys.integers(2**62, size=self._batch_size)
+        return self.global_batch(step)[self._mine], drawn[self._mine]
 
     def global_batch(self, step: int) -> np.ndarray:
         """(batch_size,) int64 segment numbers of all ranks at this step."""
@@ -147,12 +154,6 @@ class Sampler(Iterator[np.ndarray]):
                 phase = number * _PARTS // num_groups
                 out[offset::num_groups] = group.draw(start, stop, self._parts, phase)
         return out
-
-    def keys(self) -> np.ndarray:
-        """(batch_size // world_size,) int64 keys of the segments that come next, for what is drawn
-        by chance for each; a rank's share of the step's keys, like the segments."""
-        rng = np.random.default_rng([self._seed, self.step, _KEYS])
-        return rng.integers(2**62, size=self._batch_size)[self._mine]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and identity, ready for JSON; independent of rank and world size."""

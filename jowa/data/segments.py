@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jowa.data.episode_writer import FRAME_SHAPE
 from jowa.data.episodes import END_TERMINAL, EpisodeFile
 from jowa.data.sampler import Sampler
 
 __all__ = ["Batch", "Pad", "Sampler", "SegmentDataset", "windows"]
 
 Pad = Literal["right", "left"]
-
-# Tokens up to this size are copied into one array in memory; larger ones stay as they are given.
-_TOKENS_IN_MEMORY_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,10 @@ class Batch:
     def select(self, rows: Tensor | slice) -> Batch:
         """The segments `rows`."""
         return Batch(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU copies from by itself; what is on one stays there."""
+        return Batch(**{n: t if t.is_cuda else t.pin_memory() for n, t in vars(self).items()})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -103,7 +105,8 @@ class SegmentDataset:
 
     Args:
         files: one or more episode files; rows count through them in this order.
-        tokens: (N, 36) integers for each file, or None to read frames.
+        tokens: (N, 36) integers for each file, or one array or tensor for all of them (see
+            `jowa.data.tokens.place`); None reads frames.
         length: steps in a segment, L.
         stride: steps between the starts ("right") or ends ("left") of windows.
         pad: the side on which short windows are padded.
@@ -118,7 +121,7 @@ class SegmentDataset:
     def __init__(
         self,
         files: Sequence[EpisodeFile],
-        tokens: Sequence[np.ndarray] | None = None,
+        tokens: Sequence[np.ndarray] | Tensor | None = None,
         *,
         length: int = 8,
         stride: int = 4,
@@ -146,35 +149,52 @@ class SegmentDataset:
         self.segment_has_reward = rewarding[rows[:, 1]] > rewarding[rows[:, 0]]
         identity = json.dumps([[file.fingerprint for file in files], length, stride, pad])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        self._tokens = None if tokens is None else self._gather_tokens(tokens)
+        self._tokens = tokens
+        if tokens is not None:
+            self._check_tokens(tokens)
 
-    def _gather_tokens(self, tokens: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """One array over all rows if it fits into memory, else the arrays as they are."""
-        for file, part in zip(self.files, tokens, strict=True):
-            assert len(part) == file.num_transitions, f"tokens do not fit {file.path}"
-        if sum(part.nbytes for part in tokens) <= _TOKENS_IN_MEMORY_BYTES:
-            return [np.concatenate(tokens)]
-        return list(tokens)
+    def _check_tokens(self, tokens: Sequence[np.ndarray] | Tensor) -> None:
+        parts = [tokens] if isinstance(tokens, Tensor) else tokens
+        rows = [file.num_transitions for file in self.files]
+        assert [len(part) for part in parts] in (rows, [sum(rows)]), "tokens of other episodes"
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the tokens lie in a tensor, so that its device gathers them."""
+        return isinstance(self._tokens, Tensor)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether observations are read from disk."""
+        if self._tokens is None:
+            return not all(file.in_memory for file in self.files)
+        return isinstance(self._tokens[0], np.memmap)
 
     @property
     def num_segments(self) -> int:
         return len(self._start)
 
-    def batch(self, indices: np.ndarray, keys: np.ndarray | None = None) -> Batch:
-        """The segments `indices` (B,) as one batch of CPU tensors, with their keys (B,)."""
-        start, count = self._start[indices], self.segment_steps[indices]
-        step = np.arange(self.length)
-        if self.pad == "left":
-            step = step - (self.length - count)[:, None]  # padding steps are negative
-        mask = np.broadcast_to(step < count[:, None], (len(start), self.length)) & (step >= 0)
-        # Padding reads the segment's first row, which exists, and is zeroed below.
-        rows = start[:, None] + np.where(mask, step, 0)
-        files = self._file_of_segment[indices]
-        observations = (
-            self._read_frames(rows, mask, files)
-            if self._tokens is None
-            else self._read_tokens(rows, mask, files)
-        )
+    def reopen(self) -> None:
+        """To be called in a process that was forked from the one that opened the files."""
+        if self._tokens is None:
+            for file in self.files:
+                if not file.in_memory:
+                    file.reopen()
+
+    def batch(
+        self,
+        indices: np.ndarray,
+        keys: np.ndarray | None = None,
+        observations: Tensor | None = None,
+    ) -> Batch:
+        """The segments `indices` (B,) as one batch, with their keys (B,).
+
+        `observations` are those of the segments, where they have been read before. All tensors are
+        on the CPU, but for tokens that lie on another device.
+        """
+        rows, mask = self._rows(indices)
+        if observations is None:
+            observations = self.observations(indices)
         return Batch(
             observations=observations,
             actions=torch.from_numpy((self._actions[rows] * mask).astype(np.int64)),
@@ -186,23 +206,67 @@ class SegmentDataset:
             keys=torch.from_numpy(indices if keys is None else keys),
         )
 
-    def _read_tokens(self, rows: np.ndarray, mask: np.ndarray, files: np.ndarray) -> Tensor:
-        """(B, L, 36) int64."""
-        assert self._tokens is not None
-        if len(self._tokens) == 1:
-            out = self._tokens[0][rows].astype(np.int64)
+    def observations(self, indices: np.ndarray, out: np.ndarray | None = None) -> Tensor:
+        """(B, L, 84, 84) uint8 frames or (B, L, 36) int64 tokens of the segments `indices`.
+
+        Where `out` is given they are put there, but for tokens that lie on another device.
+        """
+        rows, mask = self._rows(indices)
+        if isinstance(self._tokens, Tensor):
+            return _gather(self._tokens, torch.from_numpy(rows), torch.from_numpy(mask))
+        files = self._file_of_segment[indices]
+        if out is None:
+            shape = FRAME_SHAPE if self._tokens is None else self._tokens[0].shape[1:]
+            out = np.empty((*rows.shape, *shape), np.uint8 if self._tokens is None else np.int64)
+        if self._tokens is None:
+            self._read_frames(rows, mask, files, out)
         else:
-            out = np.empty((*rows.shape, self._tokens[0].shape[1]), dtype=np.int64)
-            for file in np.unique(files):
-                mine = files == file
-                out[mine] = self._tokens[file][rows[mine] - self._first_rows[file]]
+            self._read_tokens(self._tokens, rows, files, out)
         out[~mask] = 0
         return torch.from_numpy(out)
 
-    def _read_frames(self, rows: np.ndarray, mask: np.ndarray, files: np.ndarray) -> Tensor:
-        """(B, L, 84, 84) uint8; each file is read once."""
-        out = np.zeros((*rows.shape, 84, 84), dtype=np.uint8)
+    def _rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row (B, L) of each step of the segments, through all files, and which are real."""
+        start, count = self._start[indices], self.segment_steps[indices]
+        step = np.arange(self.length)
+        if self.pad == "left":
+            step = step - (self.length - count)[:, None]  # padding steps are negative
+        mask = np.broadcast_to(step < count[:, None], (len(start), self.length)) & (step >= 0)
+        # Padding reads the segment's first row, which exists, and is zeroed afterwards.
+        return start[:, None] + np.where(mask, step, 0), mask
+
+    def _read_tokens(
+        self, tokens: Sequence[np.ndarray], rows: np.ndarray, files: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Of a memory-mapped array only the pages of these rows are touched."""
+        if len(tokens) == 1:
+            out[...] = tokens[0][rows]
+            return
+        for file in np.unique(files):
+            mine = files == file
+            out[mine] = tokens[file][rows[mine] - self._first_rows[file]]
+
+    def _read_frames(
+        self, rows: np.ndarray, mask: np.ndarray, files: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Each file is read once."""
+        flat = out.reshape(-1, *FRAME_SHAPE)
         for file in np.unique(files):
             mine = mask & (files == file)[:, None]
-            out[mine] = self.files[file].frames(rows[mine] - self._first_rows[file])
-        return torch.from_numpy(out)
+            asked = rows[mine] - self._first_rows[file]
+            self.files[file].read_into(flat, np.flatnonzero(mine), asked)
+
+
+def _gather(table: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, 36) int64 of a table (N, 36) int16 that holds uint16, on the table's device."""
+    rows, mask = (_moved(x, table.device) for x in (rows, mask))
+    # int16 because few operations know uint16.
+    tokens = table[rows].long() & 0xFFFF
+    return tokens * mask.unsqueeze(-1)
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On another device, without waiting for it."""
+    if device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

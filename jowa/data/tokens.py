@@ -1,4 +1,5 @@
-"""Frames as tokens, encoded once and kept on disk beside their tokenizer's fingerprint."""
+"""Frames as tokens: encoded once, kept on disk beside their tokenizer's fingerprint, and placed
+where training reads them."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
@@ -15,6 +18,8 @@ from jowa.files import publish, temporary_path
 
 TOKENS_PER_FRAME = 36
 _DTYPE = np.dtype("<u2")
+
+PLACES = ("auto", "memory", "mapped", "device")
 
 # (M, 84, 84) uint8 frames and a game id to (M, 36) integers
 Encode = Callable[[np.ndarray, int], np.ndarray]
@@ -60,6 +65,46 @@ def encode_store(
             progress(file.game.name, file.num_transitions, file.num_transitions)
         tokens.append(known)
     return tokens
+
+
+def place(
+    tokens: Sequence[np.ndarray], where: str, device: torch.device, most_in_memory: int
+) -> list[np.ndarray] | Tensor:
+    """Puts stored tokens where batches are to be gathered from, for `SegmentDataset`.
+
+    Args:
+        tokens: (N, 36) uint16 for each file, memory-mapped, as from `encode_store`.
+        where: "memory": one array; "mapped": as they are, so that only what a batch holds is read;
+            "device": a table on the device, which gathers by index; "auto": "memory" if they take
+            at most `most_in_memory` bytes, else "mapped".
+        device: that training runs on.
+
+    Returns:
+        Arrays of uint16, or the device's table (N, 36) int16 with the same bits.
+    """
+    check_place(where)
+    size = sum(part.nbytes for part in tokens)
+    if where == "mapped" or (where == "auto" and size > most_in_memory):
+        return list(tokens)
+    if where != "device":
+        return [np.concatenate([np.asarray(part) for part in tokens])]
+    try:
+        rows = sum(len(part) for part in tokens)
+        table = torch.empty((rows, TOKENS_PER_FRAME), dtype=torch.int16, device=device)
+        for part, out in zip(tokens, table.split([len(part) for part in tokens]), strict=True):
+            out.copy_(torch.tensor(part.view("<i2")))
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"data.tokens=device, but the tokens take {size / 2**30:.1f} GiB and {device} has not "
+            f"that much left: use data.tokens=memory or data.tokens=mapped."
+        ) from error
+    return table
+
+
+def check_place(where: str) -> None:
+    """Raises UserError where there is no such place."""
+    if where not in PLACES:
+        raise UserError(f"data.tokens is {where!r}: use {', '.join(PLACES)}.")
 
 
 def _header(num_frames: int) -> bytes:

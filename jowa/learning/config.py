@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from jowa.data.loader import Loading
+from jowa.data.tokens import check_place
 from jowa.learning.compute import ComputeConfig
 from jowa.learning.imagination import ImaginationConfig
 from jowa.learning.monitor import LogConfig
@@ -23,6 +25,8 @@ class PhaseConfig:
     """One phase of training: `steps` batches of `batch_size` segments of `length` frames.
 
     stride              steps between the starts of segments
+    balance             "games": equal shares of each batch for all games, however much data each
+                        has; "uniform": every segment equally often
     reward_fraction     part of each batch drawn from segments with a reward
     target_update_every  steps between updates of the Q target head
     imagination         part of each batch that the planner imagines, and how; 0 is none
@@ -32,6 +36,7 @@ class PhaseConfig:
     batch_size: int = 32
     length: int = 8
     stride: int = 4
+    balance: str = "games"
     reward_fraction: float = 0.0
     target_update_every: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -41,12 +46,31 @@ class PhaseConfig:
 
 @dataclass
 class DataConfig:
-    """Which episodes to read: `root` and `games`; frames below `cache_gib` in all are held in
-    memory, more are read from disk as needed."""
+    """Which episodes to read and how. What is read is the same for every way of reading.
+
+    root                folder of the episode files
+    games               names, as `jowa games` lists them
+    cache_gib           frames below this size in all are held in memory, more are read from disk
+                        as needed; likewise tokens
+    tokens              where tokens are held: memory, mapped (read from disk as needed), device
+                        (the GPU gathers batches itself), or auto: memory if they are below
+                        cache_gib, else mapped
+    workers             processes that read batches ahead of the step; 0 reads them in the step's
+                        own process, null takes one a core, at most 4, for what is not in memory
+    prefetch            batches that each worker is ahead
+    """
 
     root: str = "datasets/data/teachers"
     games: list[str] = MISSING
     cache_gib: float = 3.0
+    tokens: str = "auto"
+    workers: int | None = None
+    prefetch: int = 2
+
+    def loading(self) -> Loading:
+        """How batches are read; UserError for settings that make no sense."""
+        check_place(self.tokens)
+        return Loading(self.workers, self.prefetch)
 
 
 @dataclass
@@ -54,7 +78,9 @@ class TokenizeConfig:
     """Trains a tokenizer on frames and encodes the data with it.
 
     run                where checkpoints and logs go; the same command goes on where it stopped
-    data               episodes to read
+    data               episodes to read (root, games) and how: in memory if below `cache_gib`, else
+                       from disk, `prefetch` batches ahead by each of `workers` processes; `tokens`
+                       says where those are held: auto, memory, mapped or device
     tokenizer          sizes of the tokenizer
     training           steps, batch, optimiser, losses
     log                steps between log lines, pictures and checkpoints; the last `keep`
@@ -82,7 +108,9 @@ class PretrainConfig:
     encoded, and stage 2 trains world model and Q on tokens.
 
     run                where checkpoints and logs go; the same command goes on where it stopped
-    data               episodes to read
+    data               episodes to read (root, games) and how: in memory if below `cache_gib`, else
+                       from disk, `prefetch` batches ahead by each of `workers` processes; `tokens`
+                       says where those are held: auto, memory, mapped or device
     tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
     start_from         run or checkpoint of `jowa pretrain` whose tokenizer and model to start
                        from, such as the end of another run's stage 1; null starts anew
@@ -118,6 +146,7 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    cache_gib, workers, prefetch  how episodes are read, as those of `data` in `jowa pretrain`
     log                steps between log lines, pictures and checkpoints; the last `keep`
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
@@ -129,6 +158,8 @@ class FinetuneConfig:
     game: str = MISSING
     root: str = "datasets/data/teachers"
     cache_gib: float = 3.0
+    workers: int | None = None
+    prefetch: int = 2
     like: str | None = None
     from_scratch: bool = False
     training: PhaseConfig = field(default_factory=PhaseConfig)

@@ -9,6 +9,7 @@ import torch
 
 from jowa import games
 from jowa.agent import build
+from jowa.data.loader import Loading
 from jowa.errors import UserError
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
@@ -27,6 +28,7 @@ def finetune(config: FinetuneConfig) -> Path:
     """Trains tokenizer, world model and Q together on the game; returns the run directory."""
     check_phase("training", config.training)
     check_log(config.log)
+    loading = Loading(config.workers, config.prefetch)
     compute = resolve(config.compute)
     game = games.get(config.game)
     folder = checkpoints.find(config.checkpoint)
@@ -72,6 +74,7 @@ def finetune(config: FinetuneConfig) -> Path:
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),
         },
+        loading=loading,
     )
     if not trainer.finished("finetune"):
         objective = Objective(tokenizer, model, config.training.losses)

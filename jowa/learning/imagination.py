@@ -138,18 +138,15 @@ class Imagination:
 
     def refresh(self, step: int, objective: Objective, compute: Compute) -> None:
         """Imagines segments with the weights as they are; the oldest of too many fall out."""
-        self._sampler.step = (step - self.config.start) // self.config.every
-        keys = self._sampler.keys()
-        contexts = self.roots.contexts(next(self._sampler), keys)
+        turn = (step - self.config.start) // self.config.every
+        contexts = self.roots.contexts(*self._sampler.at(turn))
         made = dream_on(objective, contexts, self.config, self.dataset.length, compute)
         kept = [made] if self.buffer is None else [self.buffer, made]
         self.buffer = Batch.cat(kept).select(slice(-self.config.buffer, None))
 
     def batch(self, step: int) -> Batch:
         """The rest of this process's batch at a step: imagined, as soon as anything is."""
-        self._rest.step = step
-        keys = self._rest.keys()
-        numbers = next(self._rest)
+        numbers, keys = self._rest.at(step)
         if self.buffer is None:
             return self.dataset.batch(numbers, keys)
         rng = np.random.default_rng([self._seed + REST, step, self._rank])
@@ -215,7 +212,7 @@ class _Roots:
         start = keys % (self.dataset.segment_steps[numbers] - self.context + 1)
         if self.dataset.pad == "left":
             start += self.dataset.length - self.dataset.segment_steps[numbers]
-        batch = self.dataset.batch(numbers, keys)
+        batch = self.dataset.batch(numbers, keys).to("cpu")
         rows = torch.arange(len(numbers)).unsqueeze(1)
         steps = torch.from_numpy(start).unsqueeze(1) + torch.arange(self.context)
         cut = {n: t[rows, steps] if t.ndim > 1 else t for n, t in vars(batch).items()}

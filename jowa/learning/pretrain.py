@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jowa.data.episodes import EpisodeFile
+from jowa.data.tokens import place
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
@@ -38,6 +39,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_phase("stage2", config.stage2)
     check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     check_log(config.log)
+    loading = config.data.loading()
     if config.tokenizer_from is not None and config.start_from is not None:
         raise UserError(
             "tokenizer_from and start_from are both given, and start_from brings a tokenizer: "
@@ -74,6 +76,7 @@ def pretrain(config: PretrainConfig) -> Path:
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),
         },
+        loading=loading,
     )
     if not trainer.finished("stage1"):
         objective = Objective(tokenizer, model, config.stage1.losses)
@@ -83,7 +86,9 @@ def pretrain(config: PretrainConfig) -> Path:
         )
     if not trainer.finished("stage2"):
         freeze(tokenizer, model)
-        tokens = encode(tokenizer, files, config.data.root, processes)
+        stored = encode(tokenizer, files, config.data.root, processes)
+        in_memory = int(config.data.cache_gib * 2**30)
+        tokens = place(stored, config.data.tokens, compute.device, in_memory)
         objective = Objective(tokenizer, model, config.stage2.losses)
         dataset = dataset_of(files, config.stage2, tokens)
         trainer.train(

@@ -20,7 +20,11 @@ from jowa.models.lpips import LPIPS
 from jowa.models.tokenizer import Tokenizer
 
 # May differ between the first and a later start of the same run: they do not change its result.
-_FREE_KEYS = ("run", "log.", "compute.", "compile", "perceptual", "data.cache_gib", "cache_gib")
+_FREE_KEYS = (
+    *("run", "log.", "compute.", "compile", "perceptual"),
+    *("data.cache_gib", "data.tokens", "data.workers", "data.prefetch"),
+    *("cache_gib", "workers", "prefetch"),  # of `jowa finetune`
+)
 _BACKGROUND_FRAMES = 512
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
+from jowa.data.sampler import Balance
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
 from jowa.errors import UserError
@@ -30,6 +33,7 @@ def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
     check_phase("training", config.training)
     check_log(config.log)
+    loading = config.data.loading()
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
     files = open_data(config.data.root, config.data.games, config.data.cache_gib)
@@ -52,6 +56,7 @@ def tokenize(config: TokenizeConfig) -> Path:
         seed=config.seed,
         compile=compute.compiles(config.compile),
         pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
+        loading=loading,
     )
     if not trainer.finished("tokenizer"):
         dataset = dataset_of(files, config.training)
@@ -76,7 +81,7 @@ def check_phase(name: str, phase: PhaseConfig) -> None:
 
 
 def dataset_of(
-    files: list[EpisodeFile], phase: PhaseConfig, tokens: list[np.ndarray] | None = None
+    files: list[EpisodeFile], phase: PhaseConfig, tokens: list[np.ndarray] | Tensor | None = None
 ) -> SegmentDataset:
     """The phase's segments, of frames or of tokens."""
     return SegmentDataset(files, tokens, length=phase.length, stride=phase.stride)
@@ -97,6 +102,7 @@ def make_phase(
             dataset,
             batch_size,
             seed=seed,
+            balance=cast(Balance, config.balance),  # which the sampler checks
             reward_fraction=config.reward_fraction,
             rank=processes.rank,
             world_size=processes.size,

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
+from jowa.data.loader import INLINE, Loader, Loading
 from jowa.data.sampler import Sampler
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
@@ -69,7 +71,7 @@ class Trainer:
 
     `facts` is JSON data that every checkpoint's state.json carries (sizes, games, configuration).
     `pictures` returns pictures by name, made from the current weights. `compile` runs forward and
-    loss through torch.compile.
+    loss through torch.compile; `loading` says how batches are read.
     """
 
     def __init__(
@@ -83,13 +85,14 @@ class Trainer:
         seed: int,
         pictures: Callable[[], dict[str, np.ndarray]],
         compile: bool = False,
+        loading: Loading = INLINE,
     ) -> None:
         self.run, self.compute, self.log, self.facts = run, compute, log, facts
         self.processes = compute.processes
         self.tokenizer, self.model = tokenizer.to(compute.device), model
         if model is not None:
             model.to(compute.device)
-        self.seed, self.pictures, self.compile = seed, pictures, compile
+        self.seed, self.pictures, self.compile, self.loading = seed, pictures, compile, loading
         self.position, self._score = Position(), Score(log.best_metric)
         self._recorded = False
         self._resume: Checkpoint | None = None
@@ -135,8 +138,12 @@ class Trainer:
             phase.name, phase.steps, "step", self.position.phase_step, self.processes.first
         )
         try:
-            with bar, Monitor(self.run, self.position.step, self.processes.first) as monitor:
-                self._loop(phase, step, names, monitor, bar.update)
+            with (
+                bar,
+                Loader(phase.dataset, phase.sampler, self.loading, self.compute.device) as batches,
+                Monitor(self.run, self.position.step, self.processes.first) as monitor,
+            ):
+                self._loop(phase, step, names, batches, monitor, bar)
         except RuntimeError as error:
             self.processes.explain(error)
             raise
@@ -184,8 +191,9 @@ class Trainer:
         phase: Phase,
         step: Step,
         names: dict[Tensor, str],
+        batches: Loader,
         monitor: Monitor,
-        advance: Callable[[int], object],
+        bar: tqdm[Any],
     ) -> None:
         at, log, clock = self.position, self.log, _Clock(self.position.step)
         phase.objective.train()
@@ -194,11 +202,11 @@ class Trainer:
                 # What a bad step was given can be read again only from the buffer it had.
                 self._check(phase, step.guard)
                 phase.imagination.refresh(at.phase_step, phase.objective, self.compute)
-            batch = clock.time_data(lambda: read(phase)).to(self.compute.device)
+            batch = clock.time_data(lambda: read(phase, batches))
             detailed = at.phase_step % log.details == 0
             metrics = step(batch, at.phase_step, detailed)
             at.step, at.phase_step = at.step + 1, at.phase_step + 1
-            advance(1)
+            bar.update()
             last = at.phase_step == phase.steps
             if detailed or last or at.phase_step % log.scalars == 0:
                 self._check(phase, step.guard)
@@ -212,6 +220,7 @@ class Trainer:
                 elapsed, speeds = clock.read(at.step, batch)
                 at.seconds += elapsed
                 monitor.scalars(at.step, phase.name, at.seconds, values | speeds)
+                bar.set_postfix_str(f"{speeds['speed/data_share']:.0%} for data", refresh=False)
             if self.processes.first and (last or at.phase_step % log.pictures == 0):
                 for name, image in self.pictures().items():
                     monitor.picture(at.step, name, image)
@@ -251,13 +260,14 @@ class Trainer:
         if number < 0:
             return
         phase.sampler.step += number - self.position.phase_step
-        batch = read(phase)
+        with Loader(phase.dataset, phase.sampler, INLINE, self.compute.device) as batches:
+            batch = read(phase, batches)
         step = self.position.step - self.position.phase_step + number
         path = self.run / f"bad_batch_step_{step:08d}_rank_{self.processes.rank}.safetensors"
         save_file({name: t.contiguous() for name, t in vars(batch).items()}, path)
         phase.objective.zero_grad()
         with self.compute.autocast():
-            loss, metrics, _ = phase.objective(batch.to(self.compute.device))
+            loss, metrics, _ = phase.objective(batch)
         loss.backward()
         wrong = [name for name, value in metrics.items() if not value.isfinite().all()]
         wrong += [
@@ -305,12 +315,13 @@ class Trainer:
         self._stop = True
 
 
-def read(phase: Phase) -> Batch:
-    """This process's share of the phase's next batch."""
-    number, keys = phase.sampler.step, phase.sampler.keys()
-    batch = phase.dataset.batch(next(phase.sampler), keys)
+def read(phase: Phase, batches: Loader) -> Batch:
+    """This process's share of the phase's next batch, of which `batches` are the real segments."""
+    number = phase.sampler.step
+    batch = next(batches)
     if phase.imagination is not None:
-        batch = Batch.cat([batch, phase.imagination.batch(number)])
+        imagined = phase.imagination.batch(number)  # not read ahead: it changes as training goes on
+        batch = Batch.cat([batch, imagined.to(batch.actions.device)])
     return batch
 
 

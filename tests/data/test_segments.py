@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jowa.data import segments
 from jowa.data.episodes import END_NONE, END_TERMINAL, END_TRUNCATED, EpisodeFile, EpisodeWriter
 from jowa.data.sampler import Balance
 from jowa.data.segments import Batch, Pad, Sampler, SegmentDataset, windows
+from jowa.data.tokens import PLACES, place
 from jowa.errors import UserError
 from jowa.games import get
 
@@ -113,13 +113,11 @@ def _check_batch(
 
 
 @pytest.mark.parametrize("pad", PADS)
-@pytest.mark.parametrize("source", ["frames", "cached", "tokens", "large tokens"])
-def test_batches_equal_the_reference(
-    files: list[EpisodeFile], pad: Pad, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if source == "large tokens":
-        monkeypatch.setattr(segments, "_TOKENS_IN_MEMORY_BYTES", 0)
-    tokens = [_tokens(file) for file in files] if "tokens" in source else None
+@pytest.mark.parametrize("source", ["frames", "cached", "memory", "mapped", "device"])
+def test_batches_equal_the_reference(files: list[EpisodeFile], pad: Pad, source: str) -> None:
+    tokens: list[np.ndarray] | torch.Tensor | None = None
+    if source in PLACES:
+        tokens = place([_tokens(file) for file in files], source, torch.device("cpu"), 0)
     if source == "cached":
         for file in files:
             file.cache()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
+from jowa.data.loader import INLINE, Loader
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination, joined
@@ -265,9 +266,10 @@ def test_without_a_share_nothing_is_imagined(
     phase = make_phase("x", phase_config(), make_objective(), dataset, 4, CPU.processes)
     sampler = Sampler(dataset, 6, seed=4, reward_fraction=0.25)
     assert phase.imagination is None
+    batches = Loader(dataset, phase.sampler, INLINE, CPU.device)
     for _ in range(3):
-        keys = sampler.keys()
-        assert_equal(read(phase), dataset.batch(next(sampler), keys))
+        batch = dataset.batch(*sampler.at(phase.sampler.step))
+        assert_equal(read(phase, batches), batch)
 
 
 def test_a_batch_is_part_real_and_part_imagined(
@@ -277,12 +279,11 @@ def test_a_batch_is_part_real_and_part_imagined(
     config = phase_config(share=1 / 3, segments=4, buffer=8, start=2)
     phase = make_phase("x", config, objective, dataset, 4, CPU.processes)
     assert phase.imagination is not None
-    read(phase), read(phase)
+    batches = Loader(dataset, phase.sampler, INLINE, CPU.device)
+    read(phase, batches), read(phase, batches)
     phase.imagination.refresh(2, objective, CPU)
-    batch = read(phase)
+    batch = read(phase, batches)
     assert batch.imagined.any(1).tolist() == [False] * 4 + [True] * 2
     sampler = Sampler(dataset, 4, seed=4, reward_fraction=0.25)
-    sampler.step = 2
-    keys = sampler.keys()
-    assert_equal(batch.select(slice(0, 4)), dataset.batch(next(sampler), keys))
+    assert_equal(batch.select(slice(0, 4)), dataset.batch(*sampler.at(2)))
     assert len(batch.keys.unique()) == 6

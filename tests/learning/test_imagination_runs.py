@@ -139,6 +139,23 @@ def test_settings_that_cannot_work_are_refused(
         check_phase("x", phase_config(**(good | changes)))
 
 
+def test_games_share_a_batch_as_the_phase_says(
+    data: list[EpisodeFile], make_objective: Maker, phase_config: Maker
+) -> None:
+    """Of two games, one with hardly any data."""
+    dataset, objective = SegmentDataset(data), make_objective()
+    dataset.segment_game = np.arange(dataset.num_segments) // (dataset.num_segments - 6)
+    least = {}
+    for balance in ("games", "uniform"):
+        config = dataclasses.replace(phase_config(), balance=balance)
+        sampler = make_phase("x", config, objective, dataset, 0, CPU.processes).sampler
+        least[balance] = min(dataset.segment_game[next(sampler)].sum() for _ in range(8))
+    assert least == {"games": 3, "uniform": 0}
+    with pytest.raises(UserError, match="balance must be 'games' or 'uniform', not 'size'"):
+        config = dataclasses.replace(phase_config(), balance="size")
+        make_phase("x", config, objective, dataset, 0, CPU.processes)
+
+
 def test_what_the_phase_cannot_use_is_refused(
     data: list[EpisodeFile], make_objective: Maker, phase_config: Maker
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from jowa.data.episodes import EpisodeFile
+from jowa.data.loader import INLINE, Loading
 from jowa.data.segments import Sampler, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.checkpoint import complete, find, load, newest
@@ -47,6 +49,7 @@ def experiment(
         at_step: Callable[[int], None] = lambda step: None,
         checkpoint: int = 3,
         scalars: int = 1,
+        loading: Loading = INLINE,
         **keeping: Any,
     ) -> Trainer:
         tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
@@ -59,7 +62,9 @@ def experiment(
         often = {"scalars": scalars, "details": 2 * scalars, "pictures": 1}
         log = LogConfig(**often, checkpoint=checkpoint, **{"keep": 2, **keeping})
         path.mkdir(exist_ok=True)
-        trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
+        trainer = Trainer(
+            path, tokenizer, model, CPU, log, {"games": []}, 1, pictures, loading=loading
+        )
         for name, losses in (("first", FIRST), ("second", SECOND)):
             if not trainer.finished(name):
                 sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
@@ -109,6 +114,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert load(find(tmp_path / "stopped")).step == stop
     experiment(tmp_path / "stopped")
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_reading_ahead_changes_nothing_even_where_a_run_is_stopped(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    """With batches on their way when SIGTERM comes, in either phase."""
+    experiment(tmp_path / "straight")
+    run, ahead = tmp_path / "stopped", Loading(workers=2)
+    for stop in (2, 9):
+
+        def terminate(step: int, stop: int = stop) -> None:
+            if step == stop:
+                assert len(multiprocessing.active_children()) == 2
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(Stopped):
+            experiment(run, terminate, loading=ahead)
+        assert load(find(run)).step == stop
+        assert multiprocessing.active_children() == []
+    experiment(run, loading=ahead)
+    assert_same_run(tmp_path / "straight", run)
 
 
 class Crash(Exception):
