@@ -7,10 +7,12 @@ played; so a run that was interrupted learns and plays the same as one that was 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     "max_grad_norm": 0.5,
 }
 _SLICES = 1_000_000  # numbers no environment has, so that no two seeds are derived alike
-_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)
+_READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class _Network(BaseFeaturesExtractor):
@@ -78,13 +80,35 @@ def learn(
     `identity` says what the training depends on; a folder of another is refused. `progress` is
     called with the agent's steps so far.
     """
-    env = LearnerEnv(
+    games = LearnerEnv(
         game,
         config.environments,
         max_frames=max_frames,
         seed=seed,
         life_loss=config.life_loss,
     )
+    with contextlib.closing(games) as env, _one_thread():
+        model = _new_model(env, config, derived_seed(*seed, _SLICES))
+        slices = _Slices(model, env, folder, config.save_every, seed, identity, progress)
+        slices.restore()
+        if model.num_timesteps < config.steps:
+            left = config.steps - model.num_timesteps
+            model.learn(left, callback=slices, reset_num_timesteps=False)
+        return concatenate(slices.experience), slices.seconds
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch on one CPU core: the data must not hang on how many there are, or on what else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _new_model(env: LearnerEnv, config: LearnerConfig, seed: int) -> PPO:
     model = PPO(
         "CnnPolicy",
         env,
@@ -96,19 +120,13 @@ def learn(
             "features_extractor_class": _Network,
             "features_extractor_kwargs": {"width": config.width},
         },
-        seed=derived_seed(*seed, _SLICES),
+        seed=seed,
         device=config.device,
         **SETTINGS,
     )
     # Convolutions on a CPU are half as fast again in this layout.
     model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slices = _Slices(model, env, folder, config, seed, identity, progress)
-    slices.restore()
-    if model.num_timesteps < config.steps:
-        left = config.steps - model.num_timesteps
-        model.learn(left, callback=slices, reset_num_timesteps=False)
-    env.close()
-    return concatenate(slices.experience), slices.seconds
+    return model
 
 
 class _Slices(BaseCallback):
@@ -119,7 +137,7 @@ class _Slices(BaseCallback):
         model: PPO,
         env: LearnerEnv,
         folder: Path,
-        config: LearnerConfig,
+        save_every: int,
         seed: Sequence[int],
         identity: Mapping[str, Any],
         progress: Callable[[int], None],
@@ -127,7 +145,7 @@ class _Slices(BaseCallback):
         super().__init__()
         self._ppo, self._env, self._folder = model, env, folder
         self._seed, self._identity, self._progress = tuple(seed), dict(identity), progress
-        self._steps_per_slice = config.save_every
+        self._save_every = save_every
         self._saved_steps = 0
         self._since = time.monotonic()
         self.experience: list[Experience] = []
@@ -138,7 +156,7 @@ class _Slices(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self._ppo.num_timesteps - self._saved_steps >= self._steps_per_slice:
+        if self._ppo.num_timesteps - self._saved_steps >= self._save_every:
             self._save()
             self._reseed()
 
@@ -188,17 +206,21 @@ class _Slices(BaseCallback):
             self._ppo.policy.optimizer.load_state_dict(state["optimizer"])
             self._ppo.num_timesteps = self._saved_steps = state["steps"]
             self.seconds = state["seconds"]
+            # PPO takes the first step after this for that of an episode, but asks only whether
+            # later ones are.
             self._env.resume(concatenate(self.experience))
         self._reseed()
         self._since = time.monotonic()
 
     def _read(self) -> dict[str, Any]:
         try:
+            _check_sums(self._state_path)
             state: dict[str, Any] = torch.load(
                 self._state_path, map_location=self._ppo.device, weights_only=True
             )
             if state["identity"] == self._identity:
                 for number in range(state["slices"]):
+                    _check_sums(self._log_path(number))
                     with np.load(self._log_path(number)) as log:
                         self.experience.append(Experience(**log))
         except _READ_ERRORS as error:
@@ -224,3 +246,11 @@ class _Slices(BaseCallback):
 
     def _log_path(self, number: int) -> Path:
         return self._folder / f"slice_{number:06d}.npz"
+
+
+def _check_sums(path: Path) -> None:
+    """Raises an error of reading unless all parts of a zip file, as torch and numpy write them,
+    match their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{name} in {path.name} does not match its checksum")

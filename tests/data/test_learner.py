@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,13 +243,14 @@ def test_a_folder_of_other_settings_or_damaged_is_refused(tmp_path: Path) -> Non
     folder = tmp_path / "Breakout.learner"
     with pytest.raises(UserError, match=r"Breakout\.learner.*width is 3, there 2.*remove"):
         record(path, width=3)
-    whole = tmp_path / "copy"
-    shutil.copytree(folder, whole)
     for name in ("state.pt", "slice_000000.npz"):
         content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(UserError, match=r"Breakout\.learner is damaged"):
-            record(path)
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 1
+        for damage in (content[: len(content) // 2], b"something else", bytes(flipped)):
+            (folder / name).write_bytes(damage)
+            with pytest.raises(UserError, match=r"Breakout\.learner is damaged"):
+                record(path)
         (folder / name).write_bytes(content)
     with np.load(folder / "slice_000000.npz") as log:
         altered = dict(log)
