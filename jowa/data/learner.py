@@ -52,8 +52,7 @@ class LearnerConfig:
     batch          steps in a gradient step; divides environments * rollout
     epochs         passes over a rollout
     learning_rate  of Adam at the start; it falls to 0
-    width          channels of the first convolution; the usual 32 is three times slower than 16
-                   on a CPU
+    width          channels of the first convolution; the usual 32 is half as fast on a CPU
     life_loss      a lost life ends the return that the agent learns from; in the data only the
                    end of the game is an end
     save_every     steps between two saves, from which an interrupted run goes on
@@ -111,7 +110,7 @@ def record_learner(
     The data are whole episodes drawn uniformly over the learning, in its order, exploration
     included; all of it where `transitions` is no less than `config.steps`. Only those that the
     end of the learning cuts stop in the middle. For a seed the data are the same whether the run
-    was interrupted or not, on one kind of machine.
+    was interrupted or not, on one kind of machine. The global random generators are seeded.
 
     While it learns, its state is in a folder beside `path` named like it but ending in
     `.learner`, from which the same call goes on; it is removed when the file is complete.
@@ -152,7 +151,8 @@ def record_learner(
         identity=identity,
         progress=report,
     )
-    kept = draw(experience, transitions, derived_seed(*seed, _DRAW))
+    wanted = transitions if transitions < config.steps else experience.num_steps
+    kept = draw(experience, wanted, derived_seed(*seed, _DRAW))
     provenance = {
         **{"behaviour": "learner", "learner": settings, "transitions": transitions},
         **{"max_frames": max_frames, "seed": list(seed)},

@@ -22,8 +22,8 @@ from jowa.data.learner_env import LearnerEnv
 from jowa.errors import UserError
 from jowa.games import get
 
-SMALL: dict[str, Any] = {
-    **{"steps": 256, "environments": 2, "rollout": 16, "batch": 16, "epochs": 1},
+SMALL: dict[str, Any] = {  # 250 steps are 8 rollouts of 2 * 16, the last of them beyond
+    **{"steps": 250, "environments": 2, "rollout": 16, "batch": 16, "epochs": 1},
     **{"learning_rate": 0.01, "width": 2, "save_every": 64, "device": "cpu"},
 }
 MAX_FRAMES = 400  # 100 steps
@@ -33,7 +33,7 @@ SEED = [3, 1, 0]
 def record(
     path: Path,
     progress: Callable[[int], None] | None = None,
-    transitions: int = 256,
+    transitions: int = 250,
     **changes: Any,
 ) -> None:
     config = LearnerConfig(**{**SMALL, **changes})
@@ -180,7 +180,7 @@ def test_every_update_changes_all_weights_at_a_falling_rate(tmp_path: Path) -> N
     assert len(first["policy"]) >= 10
     assert all((first["policy"][name] != second["policy"][name]).any() for name in first["policy"])
     rates = [state["optimizer"]["param_groups"][0]["lr"] for state in states]
-    assert rates == pytest.approx([0.01 * (1 - 64 / 256), 0.01 * (1 - 128 / 256)])
+    assert rates == pytest.approx([0.01 * (1 - 64 / 250), 0.01 * (1 - 128 / 250)])
 
 
 @pytest.mark.parametrize("call", [33, 90, 130])
@@ -225,7 +225,7 @@ def test_a_killed_run_goes_on_to_the_same_data(tmp_path: Path, uninterrupted: Pa
         "def kill(done):\n"
         "    if done > 80: os.kill(os.getpid(), signal.SIGKILL)  # in the third slice\n"
         "torch.set_num_threads(1)\n"
-        "record_learner(get('Breakout'), Path(sys.argv[1]), tier='online', transitions=256,\n"
+        "record_learner(get('Breakout'), Path(sys.argv[1]), tier='online', transitions=250,\n"
         f"    config=LearnerConfig(**{SMALL!r}), max_frames={MAX_FRAMES}, seed={SEED},\n"
         "    progress=kill)"
     )
