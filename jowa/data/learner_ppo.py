@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -49,10 +50,19 @@ _READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zli
 
 
 class _Network(BaseFeaturesExtractor):
-    """The usual Atari network (Mnih et al., 2015) at any width; theirs is 32."""
+    """The usual Atari network (Mnih et al., 2015) at any width; theirs is 32.
 
-    def __init__(self, observation_space: spaces.Box, width: int) -> None:
+    It sees how frames differ from `background`, uint8 (84, 84). What moves is so small a part of a
+    screen that without this the policy hardly depends on it for a long time.
+    """
+
+    background: Tensor
+
+    def __init__(
+        self, observation_space: spaces.Box, width: int, background: NDArray[np.uint8]
+    ) -> None:
         super().__init__(observation_space, features_dim=16 * width)
+        self.register_buffer("background", torch.from_numpy(background).float() / 255)
         self.layers = nn.Sequential(
             *(nn.Conv2d(observation_space.shape[0], width, 8, 4), nn.ReLU()),
             *(nn.Conv2d(width, 2 * width, 4, 2), nn.ReLU()),
@@ -62,7 +72,8 @@ class _Network(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, 4, 84, 84) in [0, 1] to (B, 16 * width)."""
-        return self.layers(observations.contiguous(memory_format=torch.channels_last))
+        differences = observations - self.background
+        return self.layers(differences.contiguous(memory_format=torch.channels_last))
 
 
 def learn(
@@ -118,7 +129,11 @@ def _new_model(env: LearnerEnv, config: LearnerConfig, seed: int) -> PPO:
         n_epochs=config.epochs,
         policy_kwargs={
             "features_extractor_class": _Network,
-            "features_extractor_kwargs": {"width": config.width},
+            "features_extractor_kwargs": {
+                "width": config.width,
+                "background": env.reset()[0, -1],  # the first frame of a game
+            },
+            "net_arch": [],  # otherwise two more layers follow, of 64 units each
         },
         seed=seed,
         device=config.device,
