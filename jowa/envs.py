@@ -108,6 +108,9 @@ class AtariVector:
 
     A copy whose episode has ended waits for `reset_where`. If it is stepped instead, it starts a
     new game of its own with whatever random state it has: good for slots that no longer count.
+
+    Attributes:
+        lives: (E,) int32, how many each has left now; 0 in games without lives.
     """
 
     def __init__(
@@ -136,6 +139,7 @@ class AtariVector:
         self._minimal_index = np.full(NUM_ACTIONS, -1, dtype=np.int64)
         self._minimal_index[list(game.action_ids)] = np.arange(len(game.action_ids))
         self._frames = np.zeros((num_envs, FRAME_SIZE, FRAME_SIZE), dtype=np.uint8)
+        self.lives = np.zeros(num_envs, dtype=np.int32)
 
     def reset(self, seeds: NDArray[np.integer]) -> Frame:
         """Starts a new game everywhere, one seed each (E,); returns frames uint8 (E, 84, 84)."""
@@ -151,8 +155,9 @@ class AtariVector:
         assert seeds.shape == (int(which.sum()),), "one seed for each environment that is reset"
         if which.any():
             checked = np.array([_check_seed(int(seed)) for seed in seeds], dtype=np.int64)
-            frames, _ = self._envs.reset(seed=checked, options={"reset_mask": which})
+            frames, infos = self._envs.reset(seed=checked, options={"reset_mask": which})
             self._frames = np.array(frames[:, 0])
+            self.lives = np.array(infos["lives"])
         return self._frames.copy()
 
     def step(self, actions: NDArray[np.integer]) -> tuple[Frame, NDArray[np.float32], Flags, Flags]:
@@ -162,8 +167,9 @@ class AtariVector:
         assert actions.shape == (self.num_envs,)
         indices = self._minimal_index[actions]
         assert (indices >= 0).all(), f"an action is outside {self.game.name}'s minimal set"
-        frames, rewards, terminated, truncated, _ = self._envs.step(indices)
+        frames, rewards, terminated, truncated, infos = self._envs.step(indices)
         self._frames = np.array(frames[:, 0])
+        self.lives = np.array(infos["lives"])
         ended = np.asarray(terminated, dtype=bool)
         return (
             self._frames.copy(),
