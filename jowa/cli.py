@@ -168,7 +168,8 @@ def _near(word: str, known: list[str]) -> str:
 
 def overview() -> str:
     """The text of `jowa -h`."""
-    rows = "\n".join(f"  {name:<15} {verb.summary}" for name, verb in VERBS.items())
+    width = max(map(len, VERBS))
+    rows = "\n".join(f"  {name:<{width}} {verb.summary}" for name, verb in VERBS.items())
     return (
         f"usage: jowa VERB [key=value ...]\n\n{rows}\n\n"
         f"`jowa VERB -h` shows a verb's options; experiment=NAME takes a whole recipe, such as "
