@@ -29,6 +29,7 @@ def convert_dqn_replay(config: ConvertDqnReplayConfig) -> Path:
     missing = []
     for conversion in _conversions(config):
         if config.overwrite or not conversion.path.exists():
+            _check_source(conversion)
             missing.append(conversion)
         else:
             _check_kept(conversion)
@@ -70,6 +71,14 @@ def _conversions(config: ConvertDqnReplayConfig) -> list[Conversion]:
         Conversion(game, source, sampling, Path(config.root), config.delete_converted)
         for game in chosen
     ]
+
+
+def _check_source(conversion: Conversion) -> None:
+    """Complains of a folder that lacks a run before workers are started, not hours later."""
+    source, sampling = conversion.source, conversion.sampling
+    if source.url is None:
+        for run in sampling.runs_of(conversion.game):
+            source.checkpoints(conversion.game, run, lambda _: None)
 
 
 def _check_kept(conversion: Conversion) -> None:

@@ -161,17 +161,20 @@ def read_lap(folder: Path, number: int, game: Game, layout: Layout) -> Lap:
 def read_episodes(
     lap: Lap, chosen: NDArray[np.int64], progress: Callable[[int], None]
 ) -> Iterator[Episode]:
-    """Streams the frames of `chosen` (K, 2), rising rows of `lap.episodes`, one episode in memory.
+    """Streams the episodes at the rows `chosen` (K, 2) of `lap.episodes`, which rise.
 
-    The file is read to its end, so that its checksum is checked before the iterator stops.
-    `progress` is called with the number of rows of the file that were passed.
+    One buffer serves all: an episode's frames are good until the next one is asked for. The file
+    is read to its end, so that its checksum is checked before the iterator stops. `progress` is
+    called with the number of rows of the file that were passed.
     """
+    longest = int(np.diff(chosen, axis=1).max(initial=0))
+    buffer = np.empty((longest, *FRAME_SHAPE), dtype=np.uint8)
     with _Rows(
         lap.folder / file_name("observation", lap.number), "observation", lap.layout
     ) as rows:
         for start, stop in chosen.tolist():
             rows.skip(start - rows.passed, progress)
-            frames = np.empty((stop - start, *FRAME_SHAPE), dtype=np.uint8)
+            frames = buffer[: stop - start]
             rows.read(frames, progress)
             yield _episode(lap, start, frames)
         rows.skip(lap.layout.lap_rows - rows.passed, progress)

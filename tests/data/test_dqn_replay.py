@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import replay_files
 from replay_files import FRAME, ReplayLog, save
 
-from jowa.data.dqn_replay import Episode, Layout, file_name, read_episodes, read_lap
+from jowa.data.dqn_replay import Episode, Lap, Layout, file_name, read_episodes, read_lap
 from jowa.data.episodes import END_TERMINAL, END_TRUNCATED
 from jowa.errors import UserError
 from jowa.games import get
@@ -42,8 +44,15 @@ def log_of(folder: Path, *episodes: Any, rows: int = ROWS, first: int = 0) -> Pa
 
 
 def read(folder: Path, number: int = 0, layout: Layout = LAYOUT) -> list[Episode]:
-    lap = read_lap(folder, number, GAME, layout)
-    return list(read_episodes(lap, lap.episodes, lambda _: None))
+    return taken(read_lap(folder, number, GAME, layout))
+
+
+def taken(lap: Lap, rows: Any = slice(None), progress: Any = lambda _: None) -> list[Episode]:
+    """Episodes of a lap, with frames of their own."""
+    return [
+        dataclasses.replace(one, observations=one.observations.copy())
+        for one in read_episodes(lap, lap.episodes[rows], progress)
+    ]
 
 
 def lengths(episodes: list[Episode]) -> list[int]:
@@ -147,7 +156,7 @@ def test_some_episodes_of_a_file_are_the_same_as_all_of_them(tmp_path: Path) -> 
     folder = log_of(tmp_path, *[episode(n, n) for n in (5, 9, 6, 12)])
     lap = read_lap(folder, 0, GAME, LAYOUT)
     passed: list[int] = []
-    some = list(read_episodes(lap, lap.episodes[[1, 3]], passed.append))
+    some = taken(lap, [1, 3], passed.append)
     assert lengths(some) == [9, 12] and sum(passed) == ROWS
     assert [int(one.observations[0, 0, 0]) for one in some] == [9, 12]
     assert lap.steps().tolist() == [5, 9, 6, 12]
@@ -209,3 +218,18 @@ def test_a_file_of_a_game_with_fewer_actions_is_told(tmp_path: Path) -> None:
     assert len(read_lap(folder, 0, GAME, Layout(rows)).episodes) == 499
     with pytest.raises(UserError, match=r"action_ckpt\.0\.gz never holds action 4 of Pong's 6"):
         read_lap(folder, 0, get("Pong"), Layout(rows))
+
+
+def test_memory_holds_one_episode_and_never_the_file(tmp_path: Path) -> None:
+    rows = 10_000  # 70 MB of frames
+    store = ReplayLog(tmp_path, rows, level=1)
+    while not store.log_count:
+        for step in episode(97):
+            store.add(*step)
+    tracemalloc.start()
+    lap = read_lap(store.folder, 0, GAME, Layout(rows))
+    number = sum(1 for _ in read_episodes(lap, lap.episodes, lambda _: None))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert number == len(lap.episodes) > 90
+    assert peak < 10e6
