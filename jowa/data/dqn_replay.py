@@ -15,6 +15,7 @@ From that way of writing follow the quirks that are handled here:
 from __future__ import annotations
 
 import contextlib
+import tokenize
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,7 +41,14 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "reward": np.dtype(np.float32),
     "terminal": np.dtype(np.uint8),
 }
-_DAMAGE: Any = (EOFError, ValueError, igzip.BadGzipFile, igzip_lib.IsalError)
+# What gzip, then numpy's parser of headers, raise over damaged files.
+_DAMAGE: Any = (
+    EOFError,
+    igzip.BadGzipFile,
+    igzip_lib.IsalError,
+    ValueError,
+    tokenize.TokenError,
+)
 _BLOCK_ROWS = 1024  # 7 MB of frames
 _USUAL_PADDING = 3  # only for guessing lengths before the frames are read
 _LEAST_EPSILON = 0.01  # share of random actions that the agents never went below

@@ -185,6 +185,11 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "holds uint8 (700, 84, 80), but observations of the dataset are uint8 (700, 84, 84)",
     ),
     "type": ("action", lambda path: save(path, np.zeros(LAP_ROWS, np.int64)), "holds int64 (700,)"),
+    "no header": (
+        "action",
+        lambda path: path.write_bytes(gzip.compress(b"\x93NUMPY\x01\x00\x04\x00({[\n")),
+        "is damaged",
+    ),
     "objects": (
         "action",
         lambda path: path.write_bytes(
