@@ -292,7 +292,8 @@ def test_parts_of_the_same_settings_are_used_again_and_others_are_not(
     complaint(capsys, copied.options(root))
     parts = sorted((root / ".parts" / "Breakout").iterdir())
     assert len(parts) == 4
-    damaged(parts[0], cut)  # as if the disk had lost it
+    damaged(parts[0], flip)  # in the frames, which opening the file does not read
+    EpisodeFile(parts[0]).close()
     times = [part.stat().st_mtime_ns for part in parts]
     complaint(capsys, copied.options(root))
     again = [part.stat().st_mtime_ns for part in parts]
