@@ -14,20 +14,16 @@ From that way of writing follow the quirks that are handled here:
 
 from __future__ import annotations
 
-import contextlib
-import tokenize
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from isal import igzip, igzip_lib
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from jowa.data.episode_writer import END_TERMINAL, END_TRUNCATED, FRAME_SHAPE
+from jowa.data.npy_rows import NpyRows, read_integers
 from jowa.errors import UserError
 from jowa.games import Game
 
@@ -41,15 +37,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "reward": np.dtype(np.float32),
     "terminal": np.dtype(np.uint8),
 }
-# What gzip, then numpy's parser of headers, raise over damaged files.
-_DAMAGE: Any = (
-    EOFError,
-    igzip.BadGzipFile,
-    igzip_lib.IsalError,
-    ValueError,
-    tokenize.TokenError,
-)
-_BLOCK_ROWS = 1024  # 7 MB of frames
 _USUAL_PADDING = 3  # only for guessing lengths before the frames are read
 _LEAST_EPSILON = 0.01  # share of random actions that the agents never went below
 
@@ -129,7 +116,7 @@ def read_lap(folder: Path, number: int, game: Game, layout: Layout) -> Lap:
     """
     written, lap = _written(folder, number, layout)
     arrays = {
-        name: _whole(folder / file_name(name, number), name, layout)[:written]
+        name: _whole(folder, number, name, layout)[:written]
         for name in ("action", "reward", "terminal")
     }
     paths = {name: folder / file_name(name, number) for name in arrays}
@@ -177,9 +164,7 @@ def read_episodes(
     """
     longest = int(np.diff(chosen, axis=1).max(initial=0))
     buffer = np.empty((longest, *FRAME_SHAPE), dtype=np.uint8)
-    with _Rows(
-        lap.folder / file_name("observation", lap.number), "observation", lap.layout
-    ) as rows:
+    with _rows(lap.folder, lap.number, "observation", lap.layout) as rows:
         for start, stop in chosen.tolist():
             rows.skip(start - rows.passed, progress)
             frames = buffer[: stop - start]
@@ -207,7 +192,7 @@ def _episode(lap: Lap, start: int, frames: NDArray[np.uint8]) -> Episode:
 def _written(folder: Path, number: int, layout: Layout) -> tuple[int, int]:
     """How many rows were written in this lap, and how many laps came before."""
     path = folder / file_name("add_count", number)
-    counts = _integers(path)
+    counts = read_integers(path)
     if counts.shape != (1,) or counts[0] < 0:
         raise UserError(f"{path} holds {counts.tolist()}, not a count of rows: fetch it again.")
     laps, written = divmod(int(counts[0]), layout.lap_rows)
@@ -217,7 +202,7 @@ def _written(folder: Path, number: int, layout: Layout) -> tuple[int, int]:
             f"it is the file of another checkpoint, so fetch it again."
         )
     range_path = folder / file_name("invalid_range", number)
-    if written not in _integers(range_path):
+    if written not in read_integers(range_path):
         raise UserError(
             f"{path} puts the end of this lap at row {written:,}, which is not in {range_path}: "
             f"they are not of one checkpoint, so fetch both again."
@@ -253,104 +238,16 @@ def _check_values(arrays: dict[str, Any], paths: dict[str, Path], game: Game) ->
         raise UserError(f"{paths['terminal']} holds {terminal.max()}, not only 0 and 1: damaged?")
 
 
-class _Rows:
-    """The rows of a gzipped .npy file of the dataset, passed once and in order."""
-
-    def __init__(self, path: Path, name: str, layout: Layout) -> None:
-        self.path = path
-        self.passed = 0
-        with _told(path):
-            self._stream = igzip.open(path, "rb")
-        try:
-            shape, dtype = self._header()
-            rest = FRAME_SHAPE if name == "observation" else ()
-            wanted = (layout.lap_rows, *rest)
-            if shape != wanted or dtype != _DTYPES[name]:
-                raise UserError(
-                    f"{path} holds {dtype} {shape}, but {name}s of the dataset are "
-                    f"{_DTYPES[name]} {wanted}: it is not such a file."
-                )
-        except BaseException:
-            self._stream.close()
-            raise
-
-    def _header(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        with _told(self.path):
-            return _npy_header(self._stream)
-
-    def read(self, rows: NDArray[Any], progress: Callable[[int], None] | None = None) -> None:
-        """Fills `rows` with the next ones."""
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = rows[start : start + _BLOCK_ROWS]
-            self._fill(block.data.cast("B"))
-            self.passed += len(block)
-            if progress:
-                progress(len(block))
-
-    def _fill(self, view: memoryview) -> None:
-        filled = 0
-        while filled < len(view):
-            with _told(self.path):
-                count = self._stream.readinto(view[filled:])
-                if not count:
-                    raise EOFError("it ends before its last row")
-            filled += count
-
-    def skip(self, count: int, progress: Callable[[int], None]) -> None:
-        """Passes `count` rows of frames."""
-        scratch = np.empty((min(count, _BLOCK_ROWS), *FRAME_SHAPE), dtype=np.uint8)
-        for start in range(0, count, _BLOCK_ROWS):
-            self.read(scratch[: min(_BLOCK_ROWS, count - start)], progress)
-
-    def check_end(self) -> None:
-        """Refuses a file with a wrong checksum, or with more in it than its rows."""
-        with _told(self.path):
-            if self._stream.read(1):
-                raise ValueError("it goes on behind its last row")
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
+def _rows(folder: Path, number: int, name: str, layout: Layout) -> NpyRows:
+    """The rows of one of a checkpoint's arrays."""
+    rest = FRAME_SHAPE if name == "observation" else ()
+    return NpyRows(folder / file_name(name, number), (layout.lap_rows, *rest), _DTYPES[name])
 
 
-def _whole(path: Path, name: str, layout: Layout) -> NDArray[Any]:
-    """One of the arrays with a number a row."""
+def _whole(folder: Path, number: int, name: str, layout: Layout) -> NDArray[Any]:
+    """One of the arrays with a number a row, (lap_rows,)."""
     values = np.empty(layout.lap_rows, dtype=_DTYPES[name])
-    with _Rows(path, name, layout) as rows:
+    with _rows(folder, number, name, layout) as rows:
         rows.read(values)
         rows.check_end()
     return values
-
-
-def _integers(path: Path) -> NDArray[np.int64]:
-    """The few numbers of a scalar's file, flat."""
-    with _told(path), igzip.open(path, "rb") as stream:
-        shape, dtype = _npy_header(stream)
-        if dtype.kind not in "iuf" or np.prod(shape) > 100:
-            raise ValueError(f"it holds {dtype} {shape}, not a few numbers")
-        content = stream.read()
-        return np.frombuffer(content, dtype).reshape(shape).astype(np.int64).ravel()
-
-
-def _npy_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = npy.read_magic(stream)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a header by Python 2 is fine
-        shape, fortran, dtype = read(stream)
-    if fortran and len(shape) > 1:
-        raise ValueError("its array is stored by columns")
-    return shape, dtype
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns what reading a file can raise into a sentence that names it."""
-    try:
-        yield
-    except _DAMAGE as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error

@@ -39,8 +39,9 @@ from replay_files import FRAME, ReplayLog, play
 from jowa.data import episode_writer
 from jowa.data.config import ConvertDqnReplayConfig
 from jowa.data.convert import convert_dqn_replay
-from jowa.data.dqn_replay import STORES, _Rows, file_name
+from jowa.data.dqn_replay import STORES, file_name
 from jowa.data.episodes import EpisodeFile, EpisodeWriter
+from jowa.data.npy_rows import NpyRows
 from jowa.games import get
 
 GAME = get("Seaquest")
@@ -116,7 +117,7 @@ def measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def ours(source: Path, root: Path, rows: int, transitions: int) -> dict[str, Any]:
     """Converts with one worker, in this process."""
     watch = Stopwatch()
-    watch.time("gunzip", _Rows, "_fill")
+    watch.time("gunzip", NpyRows, "_fill")
     watch.time("writing", EpisodeWriter, "add")
     watch.time("reading parts", EpisodeFile, "frames")
 

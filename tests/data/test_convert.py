@@ -182,7 +182,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "shape": (
         "observation",
         lambda path: save(path, np.zeros((LAP_ROWS, 84, 80), np.uint8)),
-        "holds uint8 (700, 84, 80), but observations of the dataset are uint8 (700, 84, 84)",
+        "holds uint8 (700, 84, 80), but such files of the dataset hold uint8 (700, 84, 84)",
     ),
     "type": ("action", lambda path: save(path, np.zeros(LAP_ROWS, np.int64)), "holds int64 (700,)"),
     "no header": (
