@@ -39,6 +39,11 @@ VERBS = {
     "collect": Verb(
         "jowa.data.config:CollectConfig", "jowa.data.commands:collect", "play games and record data"
     ),
+    "convert dqn_replay": Verb(
+        "jowa.data.config:ConvertDqnReplayConfig",
+        "jowa.data.convert:convert_dqn_replay",
+        "make data of the DQN Replay files",
+    ),
     "tokenize": Verb(
         "jowa.learning.config:TokenizeConfig",
         "jowa.learning.tokenize:tokenize",

@@ -73,6 +73,18 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),
         (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),
+        (["convert"], ["one more word", "dqn_replay"]),
+        (["convert dqn_replay"], ["games=..."]),
+        (["convert", "dqn_replay", "games=[Ponk]"], ["Ponk", "Pong"]),
+        (["convert", "dqn_replay", "games=[]"], ["games"]),
+        (["convert", "dqn_replay", "games=[Pong]", "source=nowhere"], ["nowhere", "download"]),
+        (["convert", "dqn_replay", "games=[Pong]", "runs=[6]"], ["runs", "6", "1 to 5"]),
+        (["convert", "dqn_replay", "games=[Pong]", "draw_runs=0"], ["draw_runs", "1 to 5"]),
+        (["convert", "dqn_replay", "games=[Pong]", "checkpoints=[51]"], ["51", "0 to 50"]),
+        (["convert", "dqn_replay", "games=[Pong]", "transitions=-1"], ["transitions", "-1"]),
+        (["convert", "dqn_replay", "games=[Pong]", "workers=-1"], ["workers", "-1"]),
+        (["convert", "dqn_replay", "games=[Pong]", "url=ftp://x"], ["ftp://x", "https://"]),
+        (["convert", "dqn_replay", "games=[Pong]", "delete_converted=true"], ["download=true"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(

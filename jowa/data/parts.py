@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ def join_parts(
     tiers: Sequence[str],
     provenance: Mapping[str, Any],
     facts: Mapping[str, Any],
+    progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write all episodes of `parts`, in their order, to `path`; one episode is in memory at a time.
 
     Tiers are matched by name: those of every part must be among `tiers`. All parts must know their
-    raw rewards or none. The parts stay; an interrupted join leaves no file.
+    raw rewards or none. The parts stay; an interrupted join leaves no file. `progress` is called
+    with the number of transitions that were joined.
     """
     with EpisodeWriter(path, game, source=source, tiers=tiers, provenance=provenance) as writer:
         for part in parts:
@@ -33,6 +35,7 @@ def join_parts(
                 assert file.game == game, (file.path, game.name)
                 for number in range(file.num_episodes):
                     _copy(file, number, writer, tiers)
+                    progress(int(np.diff(file.episode_starts[number : number + 2])[0]))
         writer.facts.update(facts)
 
 
