@@ -1,4 +1,4 @@
-"""`jowa evaluate` and `jowa watch`: a trained agent plays, for scores and for a film."""
+"""`jowa evaluate`: a trained agent plays for scores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from jowa.agent import Agent, PlannerConfig, build
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
-from jowa.evaluation.config import EvaluateConfig, WatchConfig
+from jowa.evaluation.config import EvaluateConfig
 from jowa.evaluation.planners import planners
 from jowa.evaluation.rollout import EpisodeResult, by_game, play
 from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings
 from jowa.evaluation.table import format_table, score_table
-from jowa.evaluation.video import record
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint, versions
@@ -146,27 +145,3 @@ def _add_baselines(
         for game in games:
             scores.baselines[game.name] = baseline_scores(game, cache_dir=cache, **protocol)
             bar.update(1)
-
-
-def watch(config: WatchConfig) -> Path:
-    """Films one episode: the screen, the frame the agent gets, and what its tokenizer keeps."""
-    compute = resolve(config.compute)
-    folder = checkpoints.find(config.checkpoint)
-    saved = checkpoints.load(folder)
-    (game,) = playable([config.game], saved, folder)
-    tokenizer, model = build(saved)
-    ((planner, _),) = planners(config.planner, model.config, [game])
-    agent = Agent(tokenizer.to(compute.device), model.to(compute.device), planner, compute.dtype)
-    result = record(
-        agent,
-        game,
-        config.out,
-        max_steps=config.max_steps,
-        seed=config.seed,
-        epsilon=config.epsilon,
-        panels=lambda: agent.seen(0, game.id),
-    )
-    print(f"{config.out}: {result.steps} steps of {game.name}, score {result.score:g}")
-    if planner.note:
-        print(f"{config.out}: {planner.note}")
-    return Path(config.out)

@@ -227,9 +227,26 @@ def test_scores_files_hold_every_evaluation(done: Pipeline) -> None:
     assert game["steps"] == [10] and game["truncated"] == [True]
 
 
+def film_size(path: Path) -> tuple[int, int]:
+    """Width and height of an mp4."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    size: tuple[int, int] = next(reader)["size"]
+    reader.close()
+    return size
+
+
+def test_greedy_play_is_filmed_without_futures(done: Pipeline, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    options = {"planner": "greedy", "max_steps": "2", "out": str(film)}
+    assert main(changed(done.commands["watch"], **options)) == 0
+    assert film_size(film) == (736, 540)
+    assert imageio_ffmpeg.count_frames_and_secs(str(film))[0] == 2
+
+
 def test_the_film_plays_and_the_report_stands_alone(done: Pipeline) -> None:
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(done["film.mp4"]))
     assert frames == 6
+    assert film_size(done["film.mp4"]) == (960, 540)
     html = (done["report"] / "report.html").read_text()
     for words in ("fine-tuned", "scratch", "greedy", "beam", "Breakout", "data:video/mp4"):
         assert words in html
