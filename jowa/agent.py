@@ -293,6 +293,17 @@ def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActio
     return tokenizer, model
 
 
+def check_dreams(saved: Checkpoint, planner: PlannerConfig) -> None:
+    """UserError if the planner would imagine with a world model that training left out."""
+    phase = saved.state.get("position", {}).get("phase")  # published weights have none
+    settings = saved.state["config"].get("training" if phase == "finetune" else phase)
+    if planner.horizon and settings is not None and not settings["losses"]["world_model"]:
+        raise UserError(
+            f"this agent was trained without a world model ({phase}: losses.world_model=0), so "
+            f"what a planner imagines would mean nothing: play it with planner=greedy."
+        )
+
+
 def load(
     path: str | Path,
     device: str | torch.device = "cpu",
@@ -303,6 +314,8 @@ def load(
 
     Raises UserError where there is none, or it is damaged.
     """
-    tokenizer, model = build(load_checkpoint(find(path)))
+    saved = load_checkpoint(find(path))
     planner = planner or PlannerConfig(beam_width=1, horizon=0)
+    check_dreams(saved, planner)
+    tokenizer, model = build(saved)
     return Agent(tokenizer.to(device), model.to(device), planner, dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jowa import games as game_facts
-from jowa.agent import Agent, PlannerConfig, build
+from jowa.agent import Agent, PlannerConfig, build, check_dreams
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
@@ -30,6 +30,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     folder = checkpoints.find(config.checkpoint)
     saved = checkpoints.load(folder)
     games = playable(config.games, saved, folder)
+    check_dreams(saved, config.planner)
     out = Path(config.out)
     scores = ScoreFile.load(out) if out.exists() else ScoreFile()
     tokenizer, model = build(saved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jowa.agent import Agent, PlannerConfig, build
+from jowa.agent import Agent, PlannerConfig, build, check_dreams
 from jowa.evaluation.config import WatchConfig
 from jowa.evaluation.evaluate import playable
 from jowa.evaluation.panels import Page
@@ -21,6 +21,7 @@ def watch(config: WatchConfig) -> Path:
     folder = checkpoints.find(config.checkpoint)
     saved = checkpoints.load(folder)
     (game,) = playable([config.game], saved, folder)
+    check_dreams(saved, config.planner)
     tokenizer, model = build(saved)
     ((planner, _),) = planners(config.planner, model.config, [game])
     agent = Agent(tokenizer.to(compute.device), model.to(compute.device), planner, compute.dtype)

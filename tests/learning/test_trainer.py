@@ -47,6 +47,7 @@ def experiment(
         at_step: Callable[[int], None] = lambda step: None,
         checkpoint: int = 3,
         scalars: int = 1,
+        second: LossConfig = SECOND,
         **keeping: Any,
     ) -> Trainer:
         tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
@@ -60,7 +61,7 @@ def experiment(
         log = LogConfig(**often, checkpoint=checkpoint, **{"keep": 2, **keeping})
         path.mkdir(exist_ok=True)
         trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
-        for name, losses in (("first", FIRST), ("second", SECOND)):
+        for name, losses in (("first", FIRST), ("second", second)):
             if not trainer.finished(name):
                 sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
                 optimizer = OptimizerConfig(3e-3, 3e-3, warmup=3, decay="cosine")
@@ -109,6 +110,37 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     assert load(find(tmp_path / "stopped")).step == stop
     experiment(tmp_path / "stopped")
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_stopped_baseline_goes_on_bit_for_bit(tmp_path: Path, experiment: Experiment) -> None:
+    cloning = LossConfig(cloning=1.0)
+
+    def terminate(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    experiment(tmp_path / "straight", second=cloning)
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "stopped", terminate, second=cloning)
+    experiment(tmp_path / "stopped", second=cloning)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("baseline", [LossConfig(q=1.0), LossConfig(cloning=1.0)])
+def test_baselines_leave_the_heads_of_the_world_model_as_they_are(
+    tmp_path: Path, experiment: Experiment, baseline: LossConfig
+) -> None:
+    """The first phase trains them; the second trains backbone and Q head alone."""
+    run = tmp_path / "run"
+    experiment(run, second=baseline, scalars=7)
+    before, after = (load(run / "checkpoints" / f"step_{n:08d}") for n in (STEPS, 2 * STEPS))
+    world = ("observation_head", "reward_head", "end_head", "copy_gate")
+    for name, tensor in before.tensors["model"].items():
+        kept = torch.equal(tensor, after.tensors["model"][name])
+        if name.startswith(world):
+            assert kept, name
+        elif name.endswith(("qkv.weight", "q_head.linear1.weight")):
+            assert not kept, name
 
 
 class Crash(Exception):
