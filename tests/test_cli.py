@@ -40,6 +40,13 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
             ],
             ["stage1.losses", "weight", "stage1.steps=0"],
         ),
+        (
+            [
+                *["pretrain", "run=x", "data.games=[Pong]"],
+                *["objective=no_world_model", "stage2.imagination.share=0.5"],
+            ],
+            ["stage2.imagination.share", "stage2.losses.world_model"],
+        ),
         (["evaluate", "planner=oracle"], ["oracle", "beam", "greedy"]),
         (["pretrain", "experiment=none_such"], ["none_such", "demo"]),
         (["pretrain", "run x"], ["key=value"]),

@@ -77,6 +77,11 @@ def check_phase(name: str, phase: PhaseConfig) -> None:
             f"{name}.losses have no weight, so {name} would learn nothing: give one of them a "
             f"weight, or leave the phase out by {name}.steps=0."
         )
+    if phase.imagination.share and not phase.losses.world_model:
+        raise UserError(
+            f"{name}.imagination.share is {phase.imagination.share}, but {name} does not train the "
+            f"world model that would imagine: set {name}.losses.world_model, or the share to 0."
+        )
     check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
 
 
