@@ -21,13 +21,14 @@ from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
 from jowa.models.heads import EnsembleLinear
 from jowa.models.skeleton import Skeleton
-from jowa.models.tokenizer import Tokenizer
+from jowa.models.tokenizer import Tokenizer, to_bytes
 from jowa.models.tokenizers import build_tokenizer, from_state
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
 from jowa.planning.beam import Plan, check, plan
 from jowa.planning.decode import MODES, Decoder
 from jowa.planning.mcts import tree_search
+from jowa.planning.trace import Future, Trace
 
 
 @dataclass
@@ -102,6 +103,24 @@ class PlannerConfig:
         return {name: chosen[name] for name in names if chosen[name] != getattr(usual, name)}
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """Why the last `Agent.act` chose as it did in one environment.
+
+    action   the chosen one, in the 18-action set
+    score    of the best future: what the planner expects; of greedy play the action's Q
+    q        expected returns (18,) at the newest frame, -inf for illegal actions
+    futures  what the planner imagined, best first; nothing of greedy play
+    frames   of each future its h imagined frames, decoded: uint8 (h, 84, 84)
+    """
+
+    action: int
+    score: float
+    q: np.ndarray
+    futures: list[Future]
+    frames: list[np.ndarray]
+
+
 class Agent:
     """Acts in many environments of many games at once with one tokenizer and model.
 
@@ -123,7 +142,8 @@ class Agent:
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
         self.decoder = Decoder(planner.decode, timed)
-        self._acted = np.zeros(0, dtype=np.int64)  # rows of the last `act`
+        self._acted = self._games = np.zeros(0, dtype=np.int64)  # rows of the last `act`
+        self._plan, self._trace = Plan(torch.empty(0), torch.empty(0)), Trace()
         self._allocate(0)
 
     def _allocate(self, environments: int) -> None:
@@ -150,7 +170,9 @@ class Agent:
         rows = self.observe(frames, games, active)
         chosen = np.zeros(len(frames), dtype=np.int64)
         if len(rows):
-            chosen[rows] = self._decide(rows, games[rows]).actions.cpu().numpy()
+            self._games, self._trace = games[rows], Trace()
+            self._plan = self._decide(rows, self._games, self._trace)
+            chosen[rows] = self._plan.actions.cpu().numpy()
             self.executed(chosen)
         return chosen
 
@@ -209,12 +231,29 @@ class Agent:
     @torch.inference_mode()
     def seen(self, row: int, game_id: int) -> np.ndarray:
         """What the tokenizer keeps of the newest frame of an environment, uint8 (84, 84)."""
-        game = torch.tensor([game_id], device=self.device)
-        newest = self._newest(np.array([row]))
-        frame = self.tokenizer.decode(self._tokens[row, newest], game)[0, 0]
-        return (frame.clamp(0.0, 1.0) * 255).round().byte().cpu().numpy()
+        return self._decode(self._tokens[row, self._newest(np.array([row]))], game_id)[0]
 
-    def _decide(self, rows: np.ndarray, games: np.ndarray) -> Plan:
+    @torch.inference_mode()
+    def explain(self, row: int) -> Explanation:
+        """Why the last `act` chose as it did in environment `row`, which was active then."""
+        assert row in self._acted, f"environment {row} was not active in the last `act`"
+        at = int(np.flatnonzero(self._acted == row)[0])
+        futures = self._trace.futures(at)
+        game = int(self._games[at])
+        return Explanation(
+            action=int(self._plan.actions[at]),
+            score=float(self._plan.scores[at]),
+            q=self._trace.q[at].float().cpu().numpy(),
+            futures=futures,
+            frames=[self._decode(future.frames, game) for future in futures],
+        )
+
+    def _decode(self, tokens: Tensor, game_id: int) -> np.ndarray:
+        """Frames uint8 (N, 84, 84) of tokens (N, 36) of one game."""
+        games = torch.full((len(tokens),), game_id, device=self.device)
+        return to_bytes(self.tokenizer.decode(tokens, games)).cpu().numpy()
+
+    def _decide(self, rows: np.ndarray, games: np.ndarray, trace: Trace) -> Plan:
         planner = self.planner
         tokens, actions, lengths = self.context(rows)
         options: dict[str, Any] = {
@@ -222,6 +261,7 @@ class Agent:
             "stop_at_end": planner.stop_at_end,
             "pessimistic": planner.value == "min",
             "decoder": self.decoder,
+            "trace": trace,
         }
         args = (self.model, tokens, actions, self._index(games))
         autocast = self.dtype != torch.float32
@@ -274,6 +314,17 @@ def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActio
     return tokenizer, model
 
 
+def check_dreams(saved: Checkpoint, planner: PlannerConfig) -> None:
+    """UserError if the planner would imagine with a world model that training left out."""
+    phase = saved.state.get("position", {}).get("phase")  # published weights have none
+    settings = saved.state["config"].get("training" if phase == "finetune" else phase)
+    if planner.horizon and settings is not None and not settings["losses"]["world_model"]:
+        raise UserError(
+            f"this agent was trained without a world model ({phase}: losses.world_model=0), so "
+            f"what a planner imagines would mean nothing: play it with planner=greedy."
+        )
+
+
 def load(
     path: str | Path,
     device: str | torch.device = "cpu",
@@ -284,6 +335,8 @@ def load(
 
     Raises UserError where there is none, or it is damaged.
     """
-    tokenizer, model = build(load_checkpoint(find(path)))
+    saved = load_checkpoint(find(path))
     planner = planner or PlannerConfig(beam_width=1, horizon=0)
+    check_dreams(saved, planner)
+    tokenizer, model = build(saved)
     return Agent(tokenizer.to(device), model.to(device), planner, dtype)

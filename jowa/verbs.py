@@ -76,7 +76,7 @@ VERBS = {
     ),
     "watch": Verb(
         "jowa.evaluation.config:WatchConfig",
-        "jowa.evaluation.evaluate:watch",
+        "jowa.evaluation.watch:watch",
         "film an agent at play",
     ),
     "report": Verb(

@@ -147,6 +147,34 @@ def test_what_was_seen_is_the_decoded_frame(
     np.testing.assert_allclose(seen, expected.detach().numpy() * 255, atol=0.51)
 
 
+@pytest.mark.parametrize("options", [{"horizon": 2}, {"horizon": 0}, {"search": "mcts"}])
+def test_an_explanation_is_that_of_the_last_decision(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray], options: dict[str, Any]
+) -> None:
+    frames, games = screens
+    agent = make_agent(**options)
+    agent.act(frames[0], games)
+    actions = agent.act(frames[1], games, np.array([True, False, True]))
+    agent.executed(np.zeros(3, dtype=np.int64))
+    for row in (0, 2):
+        why, game = agent.explain(row), games[row]
+        assert why.action == actions[row]
+        legal = agent.model.legal_actions[game].numpy()
+        assert np.array_equal(np.isfinite(why.q), legal)
+        if agent.planner.horizon == 0:
+            assert why.futures == [] and why.q.argmax() == why.action
+            continue
+        assert int(why.futures[0].actions[0]) == why.action
+        assert why.futures[0].score == why.score
+        for future, seen in zip(why.futures, why.frames, strict=True):
+            decoded = agent.tokenizer.decode(future.frames, torch.full((len(seen),), game))
+            expected = decoded.detach().clamp(0, 1)[:, 0].numpy() * 255
+            assert seen.dtype == np.uint8 and seen.shape == expected.shape
+            np.testing.assert_allclose(seen, expected, atol=0.51)
+    with pytest.raises(AssertionError, match="environment 1 was not active"):
+        agent.explain(1)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -32,6 +32,21 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["evaluate"], ["checkpoint=..."]),
         (["pretrain", "run=x", "stage1.steps=many"], ["many"]),
         (["pretrain", "model=huge"], ["huge", "nano"]),
+        (["pretrain", "run=x", "objective=magic"], ["magic", "cloning", "no_world_model"]),
+        (
+            [
+                *["pretrain", "run=x", "data.games=[Pong]"],
+                *["objective=cloning", "stage1.losses.tokenizer=0"],
+            ],
+            ["stage1.losses", "weight", "stage1.steps=0"],
+        ),
+        (
+            [
+                *["pretrain", "run=x", "data.games=[Pong]"],
+                *["objective=no_world_model", "stage2.imagination.share=0.5"],
+            ],
+            ["stage2.imagination.share", "stage2.losses.world_model"],
+        ),
         (["evaluate", "planner=oracle"], ["oracle", "beam", "greedy"]),
         (["pretrain", "experiment=none_such"], ["none_such", "demo"]),
         (["pretrain", "run x"], ["key=value"]),
@@ -148,6 +163,25 @@ def test_the_demo_recipe_sets_what_it_says(capsys: pytest.CaptureFixture[str]) -
     assert len(config.data.games) >= 4 and config.stage1.batch_size == 9
     for verb in ("collect", "tokenize", "pretrain", "evaluate", "finetune", "watch", "report"):
         cli.composed(verb, ["experiment=demo"])
+
+
+@pytest.mark.parametrize("recipe", [[], ["experiment=demo"], ["experiment=published"]])
+def test_baselines_change_the_losses_weights_of_any_recipe_and_nothing_else(
+    recipe: list[str],
+) -> None:
+    full = cli.composed("pretrain", [*recipe, "run=x"])
+    stage = full.stage2.losses
+    assert (stage.world_model, stage.q, stage.cloning) == (0.1, 1.0, 0.0)
+    assert full.stage1.losses.world_model == 1.0
+    for objective, q, cloning in (("cloning", 0.0, 1.0), ("no_world_model", 1.0, 0.0)):
+        config = cli.composed("pretrain", [*recipe, "run=x", f"objective={objective}"])
+        losses = config.stage2.losses
+        assert (losses.world_model, losses.q, losses.cloning) == (0.0, q, cloning)
+        assert config.stage1.losses.world_model == 0.0
+        config.stage1.losses, config.stage2.losses = full.stage1.losses, full.stage2.losses
+        assert config == full
+    both = cli.composed("pretrain", [*recipe, "objective=cloning", "stage2.losses.world_model=0.1"])
+    assert both.stage2.losses.world_model == 0.1
 
 
 def test_ctrl_c_is_no_traceback(

@@ -127,12 +127,15 @@ class TuneConfig:
 
 @dataclass
 class WatchConfig:
-    """Films one episode of a trained agent.
+    """Films one episode of a trained agent: the screen, and beside it the frame that the agent
+    gets, what its tokens keep of it, Q by action, and the futures that the planner imagines.
 
     checkpoint         a run directory or one of its checkpoints
     game               what to play
     out                the film, *.mp4
+    planner            greedy, beam or mcts, with beam_width, horizon, context and more
     max_steps          longest length in agent steps (15 a second)
+    epsilon            probability of a random action
     """
 
     checkpoint: str = MISSING

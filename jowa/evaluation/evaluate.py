@@ -1,4 +1,4 @@
-"""`jowa evaluate` and `jowa watch`: a trained agent plays, for scores and for a film."""
+"""`jowa evaluate`: a trained agent plays for scores."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from jowa import games as game_facts
-from jowa.agent import Agent, PlannerConfig, build, check_pair
+from jowa.agent import PlannerConfig, build, check_dreams, check_pair
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
 from jowa.evaluation.batches import Protocol, Work, split
-from jowa.evaluation.config import EvaluateConfig, WatchConfig
+from jowa.evaluation.config import EvaluateConfig
 from jowa.evaluation.journal import discard
 from jowa.evaluation.launch import carry_out
 from jowa.evaluation.planners import TUNING_SEEDS, planners, tuned_planner
 from jowa.evaluation.rollout import by_game
 from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings, protocol_gaps
 from jowa.evaluation.table import format_table, score_table
-from jowa.evaluation.video import record
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint, versions
-from jowa.learning.compute import resolve
 
 # What settings say of how it went, which is not known beforehand.
 OUTCOME = ("seconds", "seconds_per_1000_decisions", "decisions", "cut_episodes")
@@ -67,6 +65,7 @@ def prepare(config: EvaluateConfig) -> _Evaluating:
     planner = config.planner
     if config.tuned is not None:
         planner = tuned_planner(config.tuned, model.config, identity, config.seed)
+    check_dreams(saved, planner)
     groups = planners(planner, model.config, games)
     protocol = Protocol(config.seed, config.max_frames, config.epsilon)
     counts = {"episodes": config.episodes, "envs_per_game": config.envs_per_game}
@@ -259,27 +258,3 @@ def _remarks(scores: ScoreFile, label: str) -> list[str]:
         f"({settings['decisions']:,} in {settings['seconds']:,.0f} s)"
     )
     return [f"{label}: {remark}" for remark in remarks]
-
-
-def watch(config: WatchConfig) -> Path:
-    """Films one episode: the screen, the frame the agent gets, and what its tokenizer keeps."""
-    compute = resolve(config.compute)
-    folder = checkpoints.find(config.checkpoint)
-    saved = checkpoints.load(folder)
-    (game,) = playable([config.game], saved, folder)
-    tokenizer, model = build(saved)
-    ((planner, _),) = planners(config.planner, model.config, [game])
-    agent = Agent(tokenizer.to(compute.device), model.to(compute.device), planner, compute.dtype)
-    result = record(
-        agent,
-        game,
-        config.out,
-        max_steps=config.max_steps,
-        seed=config.seed,
-        epsilon=config.epsilon,
-        panels=lambda: agent.seen(0, game.id),
-    )
-    print(f"{config.out}: {result.steps} steps of {game.name}, score {result.score:g}")
-    if planner.note:
-        print(f"{config.out}: {planner.note}")
-    return Path(config.out)

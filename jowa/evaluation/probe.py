@@ -19,9 +19,9 @@ from jowa.evaluation.config import ProbeConfig
 from jowa.evaluation.rollout import by_game, play
 from jowa.evaluation.scores import Evaluation, GameBaselines, GameScores, ScoreFile, make_settings
 from jowa.games import by_id
-from jowa.learning.cloning import Prediction, predict, read_play, train_clone
 from jowa.learning.compute import resolve
 from jowa.learning.monitor import progress_bar
+from jowa.learning.pixel_cloning import Prediction, predict, read_play, train_clone
 from jowa.models.pixel_clone import STACK, PixelClone
 
 _COLUMNS = "{:<15} {:<10} {:>13} {:>13} {:>13} {:>9} {:>9} {:>9} {:>9}"

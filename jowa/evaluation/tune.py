@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jowa.agent import PlannerConfig, build, check_pair
+from jowa.agent import PlannerConfig, build, check_dreams, check_pair
 from jowa.errors import UserError
 from jowa.evaluation.batches import Played, Protocol, Work, split
 from jowa.evaluation.config import TuneConfig
@@ -82,6 +82,7 @@ def prepare(config: TuneConfig) -> _Tuning:
             f"none of {', '.join(game.name for game in games)} has a published human score to "
             f"normalise by, so no setting can be chosen for all: use per_game=true."
         )
+    check_dreams(saved, config.planner)
     tokenizer, model = build(saved)
     check_pair(tokenizer, model)
     candidates = settings(config)

@@ -1,45 +1,63 @@
-"""Film of one episode: the screen a person sees beside the frame that the agent sees."""
+"""Film of one episode: plays it, and writes a picture of every step as an mp4."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from jowa.envs import MAX_FRAMES, STICKY, AtariEnv
 from jowa.errors import UserError
 from jowa.evaluation.rollout import EpisodeResult, Policy, emulator_seed, episode_generator
 from jowa.evaluation.scores import PROTOCOL_EPSILON
-from jowa.games import FULL_ACTION_SET, Game
+from jowa.games import Game
 
-SCREEN_SCALE = 2
-CAPTION_HEIGHT = 28
 Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is about to be done in an episode.
+
+    screen    in colour, as people see it, uint8 (H, W, 3)
+    frame     as the agent gets it, uint8 (84, 84)
+    step      agent steps done before
+    score     raw score so far
+    action    what the policy chose, in the 18-action set
+    executed  what is sent: another one where exploration replaced it
+    """
+
+    screen: Picture
+    frame: Picture
+    step: int
+    score: float
+    action: int
+    executed: int
 
 
 def record(
     policy: Policy,
     game: Game,
     path: str | Path,
+    draw: Callable[[Moment], Picture],
     *,
     max_steps: int,
     seed: int,
     fps: int = 15,
     epsilon: float = PROTOCOL_EPSILON,
     sticky: float = STICKY,
-    panels: Callable[[], Picture] | None = None,
 ) -> EpisodeResult:
     """Play one episode (at most `max_steps` agent steps) and write it as an mp4 to `path`.
 
-    15 frames a second is the game's own speed: one film frame an agent step. `panels` is asked
-    after every choice for one more picture, grey (H, W) or RGB (H, W, 3) uint8, such as the
-    tokenizer's reconstruction; its shape must not change. An interrupted film leaves no file.
+    15 frames a second is the game's own speed: one film frame an agent step, which `draw` makes
+    after every choice as RGB uint8 (H, W, 3), always of the same even size. An interrupted film
+    leaves no file.
     """
     path = Path(path)
     if path.suffix != ".mp4":
@@ -51,7 +69,7 @@ def record(
     env = AtariEnv(game, max_frames=MAX_FRAMES, sticky=sticky)
     film = _Film(temporary, fps)
     try:
-        result = _play(policy, game, env, film, max_steps, seed, epsilon, panels)
+        result = _play(policy, game, env, film, draw, max_steps, seed, epsilon)
         film.close()
         os.replace(temporary, path)
         return result
@@ -66,10 +84,10 @@ def _play(
     game: Game,
     env: AtariEnv,
     film: _Film,
+    draw: Callable[[Moment], Picture],
     max_steps: int,
     seed: int,
     epsilon: float,
-    panels: Callable[[], Picture] | None,
 ) -> EpisodeResult:
     rng = episode_generator(seed, game, slot=0, episode=0)
     games, active = np.array([game.id]), np.array([True])
@@ -77,49 +95,16 @@ def _play(
     policy.reset(active)
     score, terminated, step = 0.0, False, 0
     while step < max_steps:
-        action = int(policy.act(frame[None], games, active)[0])
+        action = executed = int(policy.act(frame[None], games, active)[0])
         if rng.random() < epsilon:
-            action = int(rng.choice(game.action_ids))
-        policy.executed(np.array([action]))
-        caption = f"{game.name}   step {step}   score {score:g}   {FULL_ACTION_SET[action]}"
-        extra = [] if panels is None else [panels()]
-        film.add(compose(env.rgb(), [frame, *extra], caption))
-        frame, reward, terminated, truncated = env.step(action)
+            executed = int(rng.choice(game.action_ids))
+        policy.executed(np.array([executed]))
+        film.add(draw(Moment(env.rgb(), frame, step, score, action, executed)))
+        frame, reward, terminated, truncated = env.step(executed)
         score, step = score + reward, step + 1
         if terminated or truncated:
             break
     return EpisodeResult(game.name, 0, 0, score, step, not terminated)
-
-
-def compose(screen: Picture, panels: list[Picture], caption: str) -> Picture:
-    """One film frame, RGB uint8: the screen at twice its size, panels beside it, caption below.
-
-    Height and width are even, as H.264 wants them.
-    """
-    height = SCREEN_SCALE * screen.shape[0]
-    parts = [_enlarge(screen, SCREEN_SCALE)]
-    for panel in panels:
-        grey = panel.ndim == 2
-        rgb = np.repeat(panel[..., None], 3, axis=2) if grey else panel
-        enlarged = _enlarge(rgb, max(1, height // rgb.shape[0]))
-        canvas = np.zeros((height, enlarged.shape[1] + 4, 3), dtype=np.uint8)
-        top = (height - enlarged.shape[0]) // 2
-        canvas[top : top + enlarged.shape[0], 4:] = enlarged[:height]
-        parts.append(canvas)
-    body = np.concatenate(parts, axis=1)
-    frame = np.concatenate([body, _caption(caption, body.shape[1])])
-    return np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)))
-
-
-def _enlarge(picture: Picture, scale: int) -> Picture:
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _caption(text: str, width: int) -> Picture:
-    image = Image.new("RGB", (width, CAPTION_HEIGHT), (20, 23, 27))
-    font = ImageFont.load_default(size=16)
-    ImageDraw.Draw(image).text((8, CAPTION_HEIGHT / 2), text, (230, 233, 237), font, anchor="lm")
-    return np.asarray(image, dtype=np.uint8)
 
 
 class _Film:

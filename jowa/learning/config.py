@@ -116,6 +116,8 @@ class PretrainConfig:
                        from, such as the end of another run's stage 1; null starts anew
     tokenizer, model   sizes
     stage1, stage2     steps (0 leaves a stage out), batch, optimiser, losses
+    objective          a group that sets the losses' weights: jowa, or the baselines cloning
+                       (imitates the data's actions) and no_world_model (Q alone)
     log                steps between log lines, pictures and checkpoints; the last `keep`
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0

@@ -175,6 +175,25 @@ def cql_penalty(
     )
 
 
+def cloning_loss(
+    values: Tensor,
+    actions: Tensor,
+    legal: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Behaviour cloning: the data's actions' cross-entropy to softmax(values / temperature).
+
+    values (B, L, A), actions and mask (B, L); the softmax is over the legal actions (B, A). A step
+    whose action is illegal, which the agent could never play, adds nothing.
+    """
+    logits = (values / temperature).masked_fill(~legal.unsqueeze(1), -torch.inf)
+    error = F.cross_entropy(logits.flatten(0, 1), actions.flatten(), reduction="none")
+    error = error.view_as(mask).masked_fill(~legal.gather(1, actions), 0.0)
+    return masked_mean(error, mask, count)
+
+
 def pick(probs: Tensor, actions: Tensor) -> Tensor:
     """(..., Z): the distributions (..., A, Z) of the given actions (...)."""
     index = actions[..., None, None].expand(*actions.shape, 1, probs.shape[-1])

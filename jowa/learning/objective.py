@@ -16,6 +16,7 @@ from jowa.data.segments import Batch
 from jowa.errors import UserError
 from jowa.learning.losses import (
     IGNORE,
+    cloning_loss,
     cql_penalty,
     n_step_targets,
     next_token_targets,
@@ -36,7 +37,7 @@ class Counts(NamedTuple):
 
     items: Tensor  # of the tokenizer's loss
     tokens: Tensor  # next-token targets
-    model_steps: Tensor  # steps that train rewards and ends
+    model_steps: Tensor  # real steps, which train rewards and ends, and are cloned
     steps: Tensor  # real and imagined steps
     rows: Tensor  # steps with a TD target
     data_steps: Tensor  # steps whose action's value the penalty raises
@@ -54,9 +55,13 @@ class StepLoss(NamedTuple):
 class LossConfig:
     """Weights of the losses and options of the Q losses (JOWA paper, section 3).
 
+    cloning weighs the behaviour-cloning baseline: the cross-entropy of the data's actions to the
+    softmax of the legal actions' expected returns over cql_temperature (the policy that the
+    penalty raises, here alone), so that greedy play is the cloned policy.
     penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
     imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
-    instead of averaging it; detach_q keeps the Q losses out of the backbone. n_step > 1,
+    instead of averaging it; detach_q keeps all that is read from the Q head out of the backbone.
+    n_step > 1,
     cql_temperature != 1 and reward_weight != 1 are not part of the published algorithm; they are
     meant for small scale.
     """
@@ -64,6 +69,7 @@ class LossConfig:
     tokenizer: float = 0.0
     world_model: float = 0.0
     q: float = 0.0
+    cloning: float = 0.0
     gamma: float = 0.99
     n_step: int = 1
     rem: bool = False
@@ -72,6 +78,14 @@ class LossConfig:
     cql_weight: float = 0.1
     cql_temperature: float = 1.0
     reward_weight: float = 1.0
+
+    @property
+    def trains_q_head(self) -> bool:
+        return bool(self.q or self.cloning)
+
+    @property
+    def trains_model(self) -> bool:
+        return bool(self.world_model or self.trains_q_head)
 
 
 class Objective(nn.Module):
@@ -82,7 +96,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer, self.model, self.config = tokenizer, model, config
-        assert model is not None or not (config.world_model or config.q)
+        assert model is not None or not config.trains_model
 
     def freeze_unused(self) -> None:
         """Leaves trainable only what this phase's losses reach.
@@ -93,7 +107,7 @@ class Objective(nn.Module):
         self.tokenizer.requires_grad_(self.config.tokenizer > 0)
         if self.model is not None:
             world = bool(self.config.world_model)
-            q = bool(self.config.q)
+            q = self.config.trains_q_head
             self.model.requires_grad_(world or (q and not self.config.detach_q))
             self.model.freeze_heads(world=world, q=q)
 
@@ -128,7 +142,7 @@ class Objective(nn.Module):
                 batch.observations, batch.games, batch.real, batch.keys, by_name.items
             )
             total = total + self.config.tokenizer * loss
-        if self.model is not None and (self.config.world_model or self.config.q):
+        if self.model is not None and self.config.trains_model:
             loss, model_metrics = self._model_losses(self.model, batch, by_name, detailed)
             total = total + loss
             metrics |= model_metrics
@@ -143,7 +157,7 @@ class Objective(nn.Module):
             batch.actions,
             batch.games,
             world=self.config.world_model > 0,
-            q=self.config.q > 0,
+            q=self.config.trains_q_head,
             token_logits=False,
             detach_q=self.config.detach_q,
         )
@@ -155,6 +169,9 @@ class Objective(nn.Module):
         if self.config.q:
             loss, part = self._q(model, output, batch, counts, detailed)
             total, metrics = total + self.config.q * loss, metrics | part
+        if self.config.cloning:
+            loss, part = self._cloning(model, output, batch, counts, detailed)
+            total, metrics = total + self.config.cloning * loss, metrics | part
         return total, metrics
 
     @torch.no_grad()
@@ -233,10 +250,23 @@ class Objective(nn.Module):
             td = squared_td_loss(values, target_values, batch.actions, targets, legal, counts.rows)
         penalty, metrics = self._penalty(values, batch, counts)
         if detailed:
-            best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
-            agree = (best == batch.actions)[batch.real].float().mean()
-            metrics["q/greedy_is_data_action"] = agree
+            metrics |= agreement(values, legal, batch)
         return td + penalty, {"q/td": td.detach(), **metrics}
+
+    def _cloning(
+        self,
+        model: WorldActionModel,
+        output: Output,
+        batch: Batch,
+        counts: Counts,
+        detailed: bool,
+    ) -> tuple[Tensor, Metrics]:
+        assert output.q_logits is not None
+        values, legal = model.values(output.q_logits), model.legal_actions[batch.games]
+        temperature, count = self.config.cql_temperature, counts.model_steps
+        loss = cloning_loss(values, batch.actions, legal, batch.real, temperature, count)
+        metrics = agreement(values, legal, batch) if detailed else {}
+        return loss, {"cloning/cross_entropy": loss.detach(), **metrics}
 
     def _in_data(self, batch: Batch) -> Tensor:
         """(B, L) bool: steps whose action's value the penalty raises."""
@@ -286,6 +316,13 @@ def check_losses(
             f"{name}.losses.rem mixes the members of an ensemble, but model.q_members is "
             f"{model.q_members}: use 2 or more members."
         )
+
+
+@torch.no_grad()
+def agreement(values: Tensor, legal: Tensor, batch: Batch) -> Metrics:
+    """Share of real steps whose action is the legal one (B, A) of largest value (B, L, A)."""
+    best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
+    return {"q/greedy_is_data_action": (best == batch.actions)[batch.real].float().mean()}
 
 
 @torch.no_grad()

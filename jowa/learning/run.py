@@ -32,12 +32,14 @@ def open_run(path: str, config: Any) -> Path:
     """Makes the run directory, or goes on in one of the same configuration.
 
     UserError naming the keys that differ if the directory holds a checkpoint of a run of another
-    configuration; without one there is nothing to go on from, and the run starts anew.
+    configuration; without one there is nothing to go on from, and the run starts anew. An option
+    that did not exist when the run started counts as having been left as it usually is.
     """
     run, resolved = Path(path), dataclasses.asdict(config)
     stored = run / "config.json"
     if stored.exists() and newest(run) is not None:
-        before, now = flatten(read_config(run)), flatten(resolved)
+        usual = dataclasses.asdict(type(config)())
+        before, now = flatten(usual) | flatten(read_config(run)), flatten(resolved)
         changed = [
             key
             for key in sorted(before.keys() | now.keys())

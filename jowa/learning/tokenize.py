@@ -71,11 +71,21 @@ def tokenize(config: TokenizeConfig) -> Path:
 
 
 def check_phase(name: str, phase: PhaseConfig) -> None:
-    """Raises UserError for windows or imagined data that make no sense, before training."""
+    """Raises UserError for windows, losses or imagined data that make no sense, before training."""
     if not 1 <= phase.stride <= phase.length <= MAX_FRAMES:
         raise UserError(
             f"{name}.stride is {phase.stride} and {name}.length {phase.length}: use "
             f"1 <= stride <= length <= {MAX_FRAMES}, the frames that the model's sequence holds."
+        )
+    if phase.steps and not (phase.losses.tokenizer or phase.losses.trains_model):
+        raise UserError(
+            f"{name}.losses have no weight, so {name} would learn nothing: give one of them a "
+            f"weight, or leave the phase out by {name}.steps=0."
+        )
+    if phase.imagination.share and not phase.losses.world_model:
+        raise UserError(
+            f"{name}.imagination.share is {phase.imagination.share}, but {name} does not train the "
+            f"world model that would imagine: set {name}.losses.world_model, or the share to 0."
         )
     check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
 

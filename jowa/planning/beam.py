@@ -5,6 +5,7 @@ B environments, N nodes each, W beam width, H horizon.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from jowa.games import by_id
 from jowa.models.world_action import FRAME_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
+from jowa.planning.trace import Future, Trace
 
 
 class Plan(NamedTuple):
@@ -37,13 +39,15 @@ class Path(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """The M nodes of one depth: frames (B, M, 36), the steps to them (B, M), and which are kept
-    (B, N). `width` nodes in a row come from the same kept node of the level before."""
+    """The M nodes of one depth: frames (B, M, 36), the steps to them and scores (B, M), and which
+    are kept (B, N), best first. `width` nodes in a row come from the same kept node of the level
+    before."""
 
     frames: Tensor
     actions: Tensor
     rewards: Tensor
     ends: Tensor
+    scores: Tensor
     kept: Tensor
     width: int
 
@@ -105,6 +109,7 @@ def plan(
     pessimistic: bool = False,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    trace: Trace | None = None,
 ) -> Plan:
     """Decides for B environments at once.
 
@@ -117,7 +122,8 @@ def plan(
     `stop_at_end` ends a path's value where the model predicts the episode's end; `pessimistic`
     takes the least of the ensemble's values instead of their mean; a `generator` draws the
     imagined frames, rewards and ends instead of taking the likeliest; `decoder` chooses how frames
-    are decoded, which changes results by rounding at most, and remembers what is fast.
+    are decoded, which changes results by rounding at most, and remembers what is fast; a `trace`
+    is filled with what was considered.
     """
     path = imagine(
         model,
@@ -132,6 +138,7 @@ def plan(
         pessimistic=pessimistic,
         generator=generator,
         decoder=decoder,
+        trace=trace,
     )
     return Plan(path.actions[:, 0], path.scores)
 
@@ -151,13 +158,15 @@ def imagine(
     pessimistic: bool = False,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    trace: Trace | None = None,
 ) -> Path:
     """The whole path of which `plan`, given the same, returns the first action."""
     check(beam_width, horizon, 1)
     dream = begin(model, obs_tokens, actions, games, horizon, lengths, decoder)
     B = len(games)
     environments = torch.arange(B, device=games.device).unsqueeze(1)
-    q_BNA = dream.q_values(pessimistic).unsqueeze(1)
+    root_q = dream.q_values(pessimistic)
+    q_BNA = root_q.unsqueeze(1)
     scores_BN = q_BNA.amax(-1)
     returns_BN = torch.zeros_like(scores_BN)
     rows_BN = environments  # where the kept nodes are in the dream
@@ -184,28 +193,51 @@ def imagine(
         best = q.max(-1).values.view(B, -1).masked_fill(ended, 0.0)
         scores = (returns + gamma**depth * best).masked_fill(~real.flatten(1), -torch.inf)
         scores_BN, kept = ranked(scores, beam_width)
-        levels.append(
-            _Level(dream.frame.view(B, -1, FRAME_TOKENS), action, rewards, ends, kept, width)
-        )
+        frames = dream.frame.view(B, -1, FRAME_TOKENS)
+        levels.append(_Level(frames, action, rewards, ends, scores, kept, width))
         ended_BN = ended.gather(1, kept)
         returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
         rows_BN = environments * scores.shape[1] + kept
         q_BNA = q[rows_BN]
-    return _traced(levels, q_BNA[:, 0].argmax(-1), scores_BN[:, 0])
+    if trace is not None:
+        trace.q, trace.futures = root_q, partial(_futures, levels)
+    return _best(levels, q_BNA[:, 0].argmax(-1), scores_BN[:, 0])
 
 
-def _traced(levels: list[_Level], greedy: Tensor, scores: Tensor) -> Path:
-    """The path to the best node of the last level, traced back to the root, with the greedy
-    action (B,) there."""
+def _best(levels: list[_Level], greedy: Tensor, scores: Tensor) -> Path:
+    """The path to the best node of the last level, with the greedy action (B,) there."""
     B, H = len(greedy), len(levels)
     environments = torch.arange(B, device=greedy.device)
     frames, actions = greedy.new_empty(B, H, FRAME_TOKENS), greedy.new_empty(B, H + 1)
     rewards, ends = scores.new_empty(B, H), greedy.new_empty(B, H, dtype=torch.bool)
     actions[:, H] = greedy
-    node = torch.zeros_like(greedy)  # among the kept ones, best first
-    for depth, level in reversed(list(enumerate(levels))):
-        at = environments, level.kept[environments, node]
+    for depth, (level, nodes) in enumerate(zip(levels, _paths(levels), strict=True)):
+        at = environments, nodes[:, 0]
         frames[:, depth], actions[:, depth] = level.frames[at], level.actions[at]
         rewards[:, depth], ends[:, depth] = level.rewards[at], level.ends[at]
-        node = at[1] // level.width
     return Path(frames, actions, rewards, ends, scores)
+
+
+def _paths(levels: list[_Level]) -> list[Tensor]:
+    """The nodes (B, N) of every level that lie on the paths to those kept at the last one."""
+    nodes = [level.kept for level in levels[-1:]]
+    for before, level in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        nodes.append(before.kept.gather(1, nodes[-1] // level.width))
+    return nodes[::-1]
+
+
+def _futures(levels: list[_Level], row: int) -> list[Future]:
+    """The paths that were kept to the end in one environment, best first."""
+    paths = [nodes[row] for nodes in _paths(levels)]
+    futures = []
+    for path in range(len(paths[-1]) if paths else 0):
+        steps = [(level, nodes[path]) for level, nodes in zip(levels, paths, strict=True)]
+        score = float(levels[-1].scores[row, paths[-1][path]])
+        if score == -torch.inf:  # padding, as is all that ranks below it
+            break
+        actions, frames, rewards, ends = (
+            torch.stack([getattr(level, name)[row, node] for level, node in steps])
+            for name in ("actions", "frames", "rewards", "ends")
+        )
+        futures.append(Future(actions, frames, rewards, ends, score))
+    return futures

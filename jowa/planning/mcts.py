@@ -9,6 +9,7 @@ B environments, M = simulations + 1 nodes of each (0 is the root), A = 18 action
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,10 @@ from jowa.errors import UserError
 from jowa.games import NUM_ACTIONS
 from jowa.models.decoding import Cache, padding_mask
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
-from jowa.planning.beam import Plan, begin, check
+from jowa.planning.beam import Plan, begin, check, ranked
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
+from jowa.planning.trace import Future, Trace
 
 # MuZero's constants of exploration.
 BASE, INIT = 19652.0, 1.25
@@ -203,6 +205,7 @@ def tree_search(
     pessimistic: bool = False,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
+    trace: Trace | None = None,
 ) -> Plan:
     """Decides for B environments at once; contexts and further options as of `jowa.plan`.
 
@@ -220,23 +223,42 @@ def tree_search(
     tree = Tree.empty(model.legal_actions[games], simulations + 1)
     nodes, illegal = Nodes.empty(root, simulations + 1), ~tree.legal
 
-    def note(node: int, dream: Dream) -> None:
-        q = dream.q_values(pessimistic)
+    def note(node: int, q: Tensor) -> None:
         tree.prior[:, node] = (q / temperature).softmax(-1)
         mean = q.masked_fill(illegal, 0.0).sum(-1) / tree.legal.sum(-1)
         value = q.amax(-1) if leaf == "max" else mean
         tree.value[:, node] = value.masked_fill(tree.ended[:, node], 0.0)
 
-    note(0, root)
+    root_q = root.q_values(pessimistic)
+    note(0, root_q)
     for new in range(1, simulations + 1):
         reached, path = tree.descend(new, horizon)
         dream, tree.reward[:, new], ends = nodes.imagine(tree, new, generator)
         if stop_at_end:
             tree.ended[:, new] = ends
-        note(new, dream)
+        note(new, dream.q_values(pessimistic))
         tree.back_up(reached, path, gamma)
     visits = tree.visits[:, 0]
     mean = (tree.totals[:, 0] / visits.clamp(min=1)).masked_fill(visits == 0, -torch.inf)
     ranks = mean if choice == "value" else visits.masked_fill(illegal, -1.0)
     chosen = ranks.argmax(-1)
+    if trace is not None:
+        trace.q, trace.futures = root_q, partial(_futures, tree, nodes.frames, ranks, mean)
     return Plan(chosen, mean[tree.rows, chosen])
+
+
+def _futures(tree: Tree, frames: Tensor, ranks: Tensor, mean: Tensor, row: int) -> list[Future]:
+    """The path taken most often from each action tried at the root of one environment, from
+    frames (B, M, 36) of all nodes and the actions' ranks and mean returns (B, A)."""
+    visits, futures = tree.visits[row], []
+    for action in ranked(ranks[row], NUM_ACTIONS)[1]:
+        if not visits[0, action]:
+            continue
+        path = [tree.child[row, 0, action]]
+        while visits[path[-1]].any():
+            path.append(tree.child[row, path[-1], visits[path[-1]].argmax()])
+        at = row, torch.stack(path)
+        rewards, ends, score = tree.reward[at], tree.ended[at], float(mean[row, action])
+        taken = int(visits[0, action])
+        futures.append(Future(tree.action[at], frames[at], rewards, ends, score, taken))
+    return futures

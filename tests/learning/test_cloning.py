@@ -1,116 +1,124 @@
-"""Cloning by pixels: what is held out, what is seen, and that it learns what can be learned."""
+"""Behaviour cloning through the Q head: the loss, where it reaches, and that it imitates."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from jowa.data.episodes import END_TERMINAL, EpisodeFile, EpisodeWriter
-from jowa.errors import UserError
-from jowa.games import get
-from jowa.learning.cloning import Play, predict, read_play, train_clone
-from jowa.models.pixel_clone import PixelClone, stacked
+from jowa.data.segments import Batch
+from jowa.games import LEGAL_ACTIONS, get
+from jowa.learning.losses import cloning_loss
+from jowa.learning.objective import LossConfig, Objective
+from jowa.planning.beam import plan
 
-CPU = torch.device("cpu")
-LENGTHS = [20, 5, 30, 12, 8, 25, 3, 40, 10, 15, 22]
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> EpisodeFile:
-    """Breakout in which the side of a bright square says what the good tier does; the bad tier
-    does anything."""
-    game, rng = get("Breakout"), np.random.default_rng(0)
-    with EpisodeWriter(tmp_path / "Breakout.h5", game, source="a test", tiers=("bad", "good")) as w:
-        for number, length in enumerate(LENGTHS * 6):
-            tier = int(number % 3 > 0)
-            choice = rng.integers(4, size=length)
-            frames = rng.integers(0, 60, (length, 84, 84), dtype=np.uint8)
-            for step, place in enumerate(choice):
-                frames[step, 30:50, 20 * place : 20 * place + 12] = 220
-            done = choice if tier else rng.integers(4, size=length)
-            actions = np.array(game.action_ids)[done]
-            w.add(frames, actions, np.full(length, tier), END_TERMINAL, tier)
-    return EpisodeFile(tmp_path / "Breakout.h5")
+NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+CLONING = LossConfig(cloning=1.0)
+Maker = Callable[..., Any]
 
 
-def _train(play: Play, seed: int = 0) -> PixelClone:
-    options = {"steps": 60, "batch_size": 32, "learning_rate": 1e-3, "device": CPU}
-    return train_clone(play, 4, seed=seed, **options)
+def legal_batch(batch: Batch) -> Batch:
+    """The batch with every action a legal one."""
+    legal = torch.from_numpy(LEGAL_ACTIONS.copy())[batch.games]
+    choice = torch.stack([row.nonzero().flatten().repeat(18)[:18] for row in legal])
+    return dataclasses.replace(batch, actions=choice.gather(1, batch.actions))
 
 
-def test_a_clone_predicts_held_out_play_that_follows_the_screen(file: EpisodeFile) -> None:
-    play = read_play(file, ["good"], 10_000, seed=0)
-    prediction = predict(_train(play), play, 4, CPU)
-    assert prediction.accuracy > 0.9 > 0.5 > prediction.prior_accuracy
-    assert prediction.change_accuracy > 0.9
-    assert prediction.cross_entropy < 0.4 < 1.3 < prediction.prior_cross_entropy
+def test_the_loss_is_the_mean_surprise_at_the_datas_actions() -> None:
+    values = torch.randn(2, 3, 18, generator=torch.Generator().manual_seed(0)) * 3
+    games = [get("Pong").id, get("Freeway").id]
+    legal = torch.from_numpy(LEGAL_ACTIONS[games].copy())
+    actions = torch.tensor([[3, 4, 17], [0, 2, 4]])  # the last of each is illegal
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    surprise = []
+    for b, t in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        total = sum(math.exp(values[b, t, a]) for a in range(18) if legal[b, a])
+        surprise.append(math.log(total) - float(values[b, t, actions[b, t]]))
+    values.requires_grad_()
+    loss = cloning_loss(values, actions, legal, mask)
+    assert float(loss.detach()) == pytest.approx(sum(surprise) / 5, rel=1e-5)
+    cold = cloning_loss(values / 10, actions, legal, mask, 0.1, count=torch.tensor(10.0))
+    assert float(cold.detach()) == pytest.approx(sum(surprise) / 10, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert gradient.isfinite().all()
+    assert (gradient[0, 2] == 0).all() and (gradient[1, 2] == 0).all()
+    assert (gradient.masked_select(~legal.unsqueeze(1)) == 0).all()
 
 
-def test_random_play_cannot_be_cloned(file: EpisodeFile) -> None:
-    play = read_play(file, ["bad"], 10_000, seed=0)
-    prediction = predict(_train(play), play, 4, CPU)
-    assert prediction.accuracy < 0.45
-    assert prediction.cross_entropy > prediction.prior_cross_entropy - 0.05
-
-
-def test_the_same_seed_trains_the_same_clone(file: EpisodeFile) -> None:
-    play = read_play(file, ["good"], 300, seed=0)
-    weights = [
-        torch.cat([p.flatten() for p in _train(play, seed).parameters()]) for seed in (0, 0, 1)
-    ]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_held_out_episodes_are_whole_and_of_the_tier(file: EpisodeFile) -> None:
-    play = read_play(file, ["good"], 10_000, seed=0)
-    tier_of_row = np.repeat(file.episode_tiers, np.diff(file.episode_starts))
-    assert len(play.actions) == (tier_of_row == 1).sum()
-    starts = play.first_rows.unique()
-    assert len(starts) == (file.episode_tiers == 1).sum()
-    for start in starts:
-        assert len(play.held_out[play.first_rows == start].unique()) == 1
-    assert 0.02 < play.held_out.float().mean() < 0.3
-    # frames, actions and rows belong together: the square says the action
-    columns = play.frames[:, 40].float()
-    seen = torch.stack([columns[:, 20 * p : 20 * p + 12].mean(1) for p in range(4)], 1).argmax(1)
-    assert torch.equal(seen, play.actions)
-
-
-def test_a_budget_takes_whole_episodes_by_chance(file: EpisodeFile) -> None:
-    few = [read_play(file, ["good"], 100, seed=seed) for seed in (0, 1)]
-    assert all(100 <= len(play.actions) < 100 + max(LENGTHS) for play in few)
-    assert not torch.equal(few[0].frames[:20], few[1].frames[:20])
-
-
-def test_frames_before_an_episode_are_its_first(file: EpisodeFile) -> None:
-    rows = torch.tensor([7, 8, 10, 30])
-    first = torch.tensor([7, 7, 7, 7])
-    expected = [[7, 7, 7, 7], [7, 7, 7, 8], [7, 8, 9, 10], [27, 28, 29, 30]]
-    assert stacked(rows, first).tolist() == expected
-
-
-def test_changes_count_from_the_episode(file: EpisodeFile) -> None:
-    play = Play(
-        torch.zeros(6, 84, 84, dtype=torch.uint8),
-        torch.tensor([1, 1, 2, 2, 2, 1]),
-        torch.tensor([0, 0, 0, 3, 3, 3]),
-        torch.zeros(6, dtype=torch.bool),
-    )
-    assert play.changes().tolist() == [True, False, True, True, False, True]
-
-
-@pytest.mark.parametrize(
-    ("tiers", "transitions", "words"),
-    [(["best"], 100, ["best", "bad, good"]), (["good"], 1, ["raise transitions"])],
-)
-def test_what_cannot_be_probed_is_a_sentence(
-    file: EpisodeFile, tiers: list[str], transitions: int, words: list[str]
+@pytest.mark.parametrize("options", [{}, NANO, {"distributional": False}])
+def test_it_trains_backbone_and_q_head_and_nothing_else(
+    make_batch: Maker, make_tokenizer: Maker, make_model: Maker, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(UserError) as error:
-        read_play(file, tiers, transitions, seed=0)
-    for word in words:
-        assert word in str(error.value)
+    model = make_model(scale=5.0, **options)
+    objective = Objective(make_tokenizer(), model, CLONING).eval()
+    objective.freeze_unused()
+    batch = legal_batch(make_batch([8, 8, 3, 8]))
+    loss, metrics, _ = objective(batch, detailed=True)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        world = name.startswith(("observation_head", "reward_head", "end_head", "copy_gate"))
+        trained = not world and "target" not in name
+        assert parameter.requires_grad == trained, name
+        got = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert got == trained, name
+    assert not any(p.requires_grad for p in objective.tokenizer.parameters())
+    assert metrics["loss/total"] == metrics["cloning/cross_entropy"] > 0.3
+    assert set(metrics) == {"loss/total", "cloning/cross_entropy", "q/greedy_is_data_action"}
+
+
+def test_padding_and_imagined_steps_are_not_cloned(
+    make_batch: Maker, make_tokenizer: Maker, make_model: Maker
+) -> None:
+    objective = Objective(make_tokenizer(), make_model(scale=5.0), CLONING).eval()
+    batch = legal_batch(make_batch([8, 5, 8, 8]))
+    imagined = torch.zeros_like(batch.imagined)
+    imagined[2, 6:] = True
+    clean = dataclasses.replace(batch, imagined=imagined)
+    junk = torch.where(batch.mask_padding & ~imagined, batch.actions, 17)
+    spoilt = dataclasses.replace(clean, actions=junk)
+    # Actions of padding come after all that is cloned, imagined ones in the last two steps.
+    assert torch.equal(objective(clean).loss, objective(spoilt).loss)
+
+
+def test_cloning_joins_the_other_losses_by_its_weight(
+    make_batch: Maker, make_tokenizer: Maker, make_model: Maker
+) -> None:
+    batch, totals = legal_batch(make_batch([8, 8, 3, 8])), []
+    both = LossConfig(world_model=0.1, q=1.0, cloning=0.5)
+    for losses in (both, dataclasses.replace(both, cloning=0.0), CLONING):
+        objective = Objective(make_tokenizer(), make_model(scale=5.0), losses).eval()
+        totals.append(float(objective(batch).loss.detach()))
+    assert totals[0] == pytest.approx(totals[1] + 0.5 * totals[2], rel=1e-5)
+
+
+def test_a_policy_that_follows_the_frame_is_learned_and_played(
+    make_batch: Maker, make_tokenizer: Maker, make_model: Maker
+) -> None:
+    """The frame tells the action; the clone plays it after pasts that it never saw."""
+    game = get("Pong")
+    ids = torch.tensor(game.action_ids)
+
+    def taught(seed: int) -> Batch:
+        batch = make_batch([8] * 16, seed=seed)
+        told = torch.randint(0, 3, batch.actions.shape)
+        frames = (told * 8).unsqueeze(-1).expand_as(batch.observations).contiguous()
+        games = torch.full_like(batch.games, game.id)
+        return dataclasses.replace(batch, observations=frames, actions=ids[told * 2], games=games)
+
+    model = make_model(dropout=0.0, **NANO)
+    losses = LossConfig(cloning=1.0, cql_temperature=0.1)
+    objective = Objective(make_tokenizer(), model, losses).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for seed in range(40):
+        objective(taught(seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    unseen = taught(1000)
+    chosen = plan(model.eval(), unseen.observations, unseen.actions[:, :-1], unseen.games, 1, 0)
+    data = unseen.actions[:, -1]
+    most_frequent = float(torch.bincount(data).max()) / len(data)
+    assert float((chosen.actions == data).float().mean()) > 0.9 > most_frequent + 0.3

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from jowa import agent
 from jowa.cli import main
 from jowa.data.episodes import EpisodeFile
+from jowa.errors import UserError
 from jowa.learning.checkpoint import find, load
 from jowa.learning.tokenize import picture_batch
 
@@ -227,9 +228,46 @@ def test_scores_files_hold_every_evaluation(done: Pipeline) -> None:
     assert game["steps"] == [10] and game["truncated"] == [True]
 
 
+def film_size(path: Path) -> tuple[int, int]:
+    """Width and height of an mp4."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    size: tuple[int, int] = next(reader)["size"]
+    reader.close()
+    return size
+
+
+def test_greedy_play_is_filmed_without_futures(done: Pipeline, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    options = {"planner": "greedy", "max_steps": "2", "out": str(film)}
+    assert main(changed(done.commands["watch"], **options)) == 0
+    assert film_size(film) == (736, 540)
+    assert imageio_ffmpeg.count_frames_and_secs(str(film))[0] == 2
+
+
+@pytest.mark.parametrize("objective", ["cloning", "no_world_model"])
+def test_a_baseline_is_trained_played_and_not_planned_with(
+    done: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "scores.json"
+    assert main([*changed(done.commands["pretrain"], run=str(run)), f"objective={objective}"]) == 0
+    lines = [line for line in curves(run) if line["phase"] == "stage2"]
+    assert ("cloning/cross_entropy" in lines[-1]) == (objective == "cloning")
+    assert not any(name.startswith("world_model/") for line in lines for name in line)
+    play = changed(done.commands["greedy"], checkpoint=str(run), out=str(out), games="[Pong]")
+    assert main([*play, "baselines=false"]) == 0
+    assert "Pong" in json.loads(out.read_text())["evaluations"][0]["games"]
+    for command in (play, changed(done.commands["watch"], checkpoint=str(run), game="Pong")):
+        line = complaint(capsys, changed(command, planner="beam"))
+        assert "without a world model" in line and "planner=greedy" in line
+    with pytest.raises(UserError, match="planner=greedy"):
+        agent.load(run, planner=agent.PlannerConfig())
+    assert agent.load(run).planner.horizon == 0
+
+
 def test_the_film_plays_and_the_report_stands_alone(done: Pipeline) -> None:
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(done["film.mp4"]))
     assert frames == 6
+    assert film_size(done["film.mp4"]) == (960, 540)
     html = (done["report"] / "report.html").read_text()
     for words in ("fine-tuned", "scratch", "greedy", "beam", "Breakout", "data:video/mp4"):
         assert words in html
@@ -251,6 +289,21 @@ def test_a_finished_run_may_be_moved(done: Pipeline, tmp_path: Path) -> None:
     before = (tmp_path / "moved" / "metrics.jsonl").read_text()
     assert main(changed(done.commands["tokenize"], run=str(tmp_path / "moved"))) == 0
     assert (tmp_path / "moved" / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_from_before_an_option_existed_goes_on(
+    done: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done["pretrain"], run)
+    config = json.loads((run / "config.json").read_text())
+    assert config["stage2"]["losses"].pop("cloning") == 0.0
+    (run / "config.json").write_text(json.dumps(config))
+    command = changed(done.commands["pretrain"], run=str(run))
+    assert main(command) == 0
+    assert curves(run) == curves(done["pretrain"])
+    line = complaint(capsys, [*command, "stage2.losses.cloning=0.5"])
+    assert "stage2.losses.cloning" in line and "0.0" in line and "0.5" in line
 
 
 def test_a_saved_agent_acts_again_the_same(done: Pipeline) -> None:

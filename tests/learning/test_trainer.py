@@ -50,6 +50,7 @@ def experiment(
         checkpoint: int = 3,
         scalars: int = 1,
         loading: Loading = INLINE,
+        second: LossConfig = SECOND,
         **keeping: Any,
     ) -> Trainer:
         tokenizer, model = make_tokenizer(patches_per_frame=6), make_model(**NANO)
@@ -65,7 +66,7 @@ def experiment(
         trainer = Trainer(
             path, tokenizer, model, CPU, log, {"games": []}, 1, pictures, loading=loading
         )
-        for name, losses in (("first", FIRST), ("second", SECOND)):
+        for name, losses in (("first", FIRST), ("second", second)):
             if not trainer.finished(name):
                 sampler = Sampler(dataset, 4, seed=0, reward_fraction=0.25)
                 optimizer = OptimizerConfig(3e-3, 3e-3, warmup=3, decay="cosine")
@@ -135,6 +136,37 @@ def test_reading_ahead_changes_nothing_even_where_a_run_is_stopped(
         assert multiprocessing.active_children() == []
     experiment(run, loading=ahead)
     assert_same_run(tmp_path / "straight", run)
+
+
+def test_a_stopped_baseline_goes_on_bit_for_bit(tmp_path: Path, experiment: Experiment) -> None:
+    cloning = LossConfig(cloning=1.0)
+
+    def terminate(step: int) -> None:
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    experiment(tmp_path / "straight", second=cloning)
+    with pytest.raises(Stopped):
+        experiment(tmp_path / "stopped", terminate, second=cloning)
+    experiment(tmp_path / "stopped", second=cloning)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("baseline", [LossConfig(q=1.0), LossConfig(cloning=1.0)])
+def test_baselines_leave_the_heads_of_the_world_model_as_they_are(
+    tmp_path: Path, experiment: Experiment, baseline: LossConfig
+) -> None:
+    """The first phase trains them; the second trains backbone and Q head alone."""
+    run = tmp_path / "run"
+    experiment(run, second=baseline, scalars=7)
+    before, after = (load(run / "checkpoints" / f"step_{n:08d}") for n in (STEPS, 2 * STEPS))
+    world = ("observation_head", "reward_head", "end_head", "copy_gate")
+    for name, tensor in before.tensors["model"].items():
+        kept = torch.equal(tensor, after.tensors["model"][name])
+        if name.startswith(world):
+            assert kept, name
+        elif name.endswith(("qkv.weight", "q_head.linear1.weight")):
+            assert not kept, name
 
 
 class Crash(Exception):
