@@ -317,7 +317,7 @@ def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActio
 def check_dreams(saved: Checkpoint, planner: PlannerConfig) -> None:
     """UserError if the planner would imagine with a world model that training left out."""
     phase = saved.state.get("position", {}).get("phase")  # published weights have none
-    settings = saved.state["config"].get("training" if phase == "finetune" else phase)
+    settings = saved.state.get("config", {}).get("training" if phase == "finetune" else phase)
     if planner.horizon and settings is not None and not settings["losses"]["world_model"]:
         raise UserError(
             f"this agent was trained without a world model ({phase}: losses.world_model=0), so "
