@@ -21,17 +21,19 @@ def join_parts(
     tiers: Sequence[str],
     provenance: Mapping[str, Any],
     facts: Mapping[str, Any],
+    episodes: Sequence[int] | None = None,
 ) -> None:
     """Write all episodes of `parts`, in their order, to `path`; one episode is in memory at a time.
 
     Tiers are matched by name: those of every part must be among `tiers`. All parts must know their
-    raw rewards or none. The parts stay; an interrupted join leaves no file.
+    raw rewards or none. `episodes` says how many of each part to take, from its first on, where
+    not all are wanted. The parts stay; an interrupted join leaves no file.
     """
     with EpisodeWriter(path, game, source=source, tiers=tiers, provenance=provenance) as writer:
-        for part in parts:
+        for position, part in enumerate(parts):
             with EpisodeFile(part) as file:
                 assert file.game == game, (file.path, game.name)
-                for number in range(file.num_episodes):
+                for number in range(episodes[position] if episodes else file.num_episodes):
                     _copy(file, number, writer, tiers)
         writer.facts.update(facts)
 
