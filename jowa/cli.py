@@ -131,6 +131,9 @@ def explain(verb: str, error: Exception, folder: Path) -> str:
     """Hydra's error as one sentence."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
+        inner = re.search(r"Key '([^']+)' not in", str(error.__cause__))
+        if inner and inner[1] != match[1].rpartition(".")[2]:  # within the value of an option
+            return f"{inner[1]!r} is no key of {match[1]}; `jowa {verb} -h` explains."
         known = _keys(verb)
         return f"{match[1]!r} is not an option of `jowa {verb}`{_near(match[1], known)}"
     if match := re.search(r"Could not find '([^']+)'", text):

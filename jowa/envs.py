@@ -2,7 +2,8 @@
 
 Frame skip 4 with the maximum of the last two frames, 84x84 grey, sticky actions, no no-op or fire
 reset, an episode is a full game. `AtariVector` is fast; `AtariEnv` gives the same frames and also
-the RAM and the colour screen. Actions are indices in the 18-action set everywhere.
+the RAM and the colour screen; `Simulator` looks ahead from a state of an `AtariEnv`. Actions are
+indices in the 18-action set everywhere.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ class AtariEnv:
         """The screen in colour as it is now, uint8 (210, 160, 3); some games have 250 rows."""
         return np.asarray(self._ale.getScreenRGB(), dtype=np.uint8)
 
+    def state(self) -> ale_py.ALEState:
+        """The emulator's state but for its random stream: what `Simulator.restore` takes."""
+        # With include_rng=True, a search from here would foresee which actions will stick.
+        return self._ale.cloneState(include_rng=False)
+
     def close(self) -> None:
         """Ends the episode; the environment can be reset again."""
         self._over = True
@@ -101,6 +107,52 @@ class AtariEnv:
         pooled = self._buffers.max(axis=0)
         resized = cv2.resize(pooled, (FRAME_SIZE, FRAME_SIZE), interpolation=cv2.INTER_AREA)
         return np.asarray(resized, dtype=np.uint8)
+
+
+class Simulator:
+    """A second emulator to look ahead with: it steps as `AtariEnv` does, but no action sticks.
+
+    It has to be an emulator of its own: ALE reads the probability of sticky actions only when it
+    loads the ROM.
+    """
+
+    def __init__(self, game: Game) -> None:
+        self.game = game
+        self._ale = _quiet_ale()
+        self._ale.setFloat("repeat_action_probability", 0.0)
+        self._ale.loadROM(_rom_path(game))
+
+    @property
+    def lives(self) -> int:
+        """Lives left; 0 in games without lives."""
+        return int(self._ale.lives())
+
+    @property
+    def over(self) -> bool:
+        """Whether the game has ended."""
+        return bool(self._ale.game_over())
+
+    def state(self) -> ale_py.ALEState:
+        """The state now, to come back to."""
+        return self._ale.cloneState(include_rng=False)
+
+    def restore(self, state: ale_py.ALEState) -> None:
+        """Goes on from a state of this or of an `AtariEnv` of the same game."""
+        self._ale.restoreState(state)
+
+    def step(self, action: int) -> float:
+        """Plays 4 emulator frames, less where the game ends; returns the raw reward."""
+        ale_action = ale_py.Action(_check_action(self.game, action))
+        reward = 0.0
+        for _ in range(FRAME_SKIP):
+            reward += self._ale.act(ale_action)
+            if self._ale.game_over():
+                break
+        return reward
+
+    def ram(self) -> NDArray[np.uint8]:
+        """The 128 bytes of RAM as they are now."""
+        return np.asarray(self._ale.getRAM(), dtype=np.uint8)
 
 
 class AtariVector:

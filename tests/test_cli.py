@@ -54,6 +54,32 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         (["finetune", "run=x", "checkpoint=nowhere", "game=Ping"], ["Ping", "Pong"]),
         (["collect", "games=[Brekout]", "root=x"], ["Brekout", "Breakout"]),
         (["collect", "games=[Pong]", "root=x", "transitions=0"], ["transitions"]),
+        *(
+            (["collect", "games=[Pong]", "root=x", option], words)
+            for option, words in (
+                ("tiers=[{name: a, behaviour: random, share: 0.5}]", ["0.5", "1"]),
+                ("tiers=[{name: a, behaviour: rondom, share: 1}]", ["rondom", "search"]),
+                ("tiers=[{name: a, behavior: random, share: 1}]", ["behavior", "tiers"]),
+                ("tiers=[{behaviour: random, share: 1}]", ["tiers[0].name"]),
+                ("tiers=[{name: a, behaviour: agent, share: 1}]", ["'a'", "checkpoint=RUN"]),
+                ("tiers=[{name: a, behaviour: agent, share: 1, checkpoint: no_run}]", ["no_run"]),
+                (
+                    "tiers=[{name: a, behaviour: agent, share: 1, checkpoint: x, planner: {q: 1}}]",
+                    ["'q'", "tiers"],
+                ),
+                (
+                    "tiers=[{name: a, behaviour: search, share: 1, search: {lookahead: 1}}]",
+                    ["search.lookahead=1", "13"],
+                ),
+                (
+                    "tiers=[{name: a, behaviour: search, share: 1, search: {lookahed: 9}}]",
+                    ["lookahed", "tiers"],
+                ),
+                ("tiers=[{name: a, behaviour: random, share: 1, search: {}}]", ["'a'", "search"]),
+                ("constant_episodes=-1", ["constant_episodes"]),
+                ("piece=0", ["piece"]),
+            )
+        ),
         (["evaluate", "checkpoint=nowhere", "out=x.json"], ["nowhere"]),
         (["watch", "checkpoint=nowhere", "game=Pong"], ["nowhere"]),
         (["report", "out=x", "scores=[nowhere.json]"], ["nowhere.json"]),

@@ -1,35 +1,55 @@
-"""Behaviour policies for collecting data: random play, scripted teachers, and noise on top.
+"""Behaviour policies for collecting data, and noise on top of them.
 
 Noise comes in two kinds. `epsilon` replaces single actions, so that the consequences of a wrong
 action are in the data. Bursts are runs of random actions, each held for a few steps: they lead
-away from the teacher's path, so that the data also shows how to come back to it.
+away from the player's path, so that the data also shows how to come back to it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jowa.data.scene import Behaviour, Scene
+from jowa.data.search import SearchBehaviour, SearchConfig
 from jowa.data.teachers import teacher
 from jowa.errors import UserError
 from jowa.games import Game
 
-BEHAVIOURS = ("random", "scripted")
-_HOLD_STEPS = 4  # longest time an action is held within a burst
+if TYPE_CHECKING:  # torch, which most worker processes can do without
+    from jowa.agent import PlannerConfig
+    from jowa.data.learner import LearnerConfig
 
-Ram = NDArray[np.uint8]
+# What each behaviour is, as a file's `source` names it.
+BEHAVIOURS = {
+    "random": "random play",
+    "scripted": "scripted teachers",
+    "agent": "a trained agent",
+    "search": "emulator search (privileged: it simulates the game's future)",
+    "learner": "an online learner",
+}
+_HOLD_STEPS = 4  # longest time an action is held within a burst
+_BEHAVIOUR_OF_FIELD = {
+    "checkpoint": "agent",
+    "planner": "agent",
+    "search": "search",
+    "learner": "learner",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tier:
     """One quality of play and its share of the transitions.
 
-    `behaviour` is "random" (uniform over the minimal set) or "scripted" (the game's teacher);
-    `epsilon` is the probability of a random action at each step, `burst_probability` that of
-    starting a burst of 1 to `burst_steps` random steps.
+    `behaviour` is "random" (uniform over the minimal set), "scripted" (the game's teacher),
+    "agent" (a trained agent: `checkpoint`, and `planner`, greedy where it is None), "search" (of
+    the emulator, as `search` says) or "learner" (the whole experience of an online agent, as
+    `learner` says). `epsilon` is the probability of a random action at each step,
+    `burst_probability` that of starting a burst of 1 to `burst_steps` random steps.
     """
 
     name: str
@@ -38,6 +58,10 @@ class Tier:
     epsilon: float = 0.0
     burst_probability: float = 0.0
     burst_steps: int = 8
+    checkpoint: str | None = None
+    planner: PlannerConfig | None = None
+    search: SearchConfig | None = None
+    learner: LearnerConfig | None = None
 
     def __post_init__(self) -> None:
         if self.behaviour not in BEHAVIOURS:
@@ -53,35 +77,44 @@ class Tier:
             raise UserError(
                 f"tier {self.name!r} has burst_steps={self.burst_steps}; use 1 or more."
             )
+        self._check_settings()
 
-    def to_json(self) -> dict[str, Any]:
-        """The settings as plain values."""
-        return dataclasses.asdict(self)
+    def _check_settings(self) -> None:
+        for field, behaviour in _BEHAVIOUR_OF_FIELD.items():
+            if getattr(self, field) is not None and self.behaviour != behaviour:
+                raise UserError(
+                    f"tier {self.name!r} has {field}, which only behaviour={behaviour} uses; its "
+                    f"behaviour is {self.behaviour}."
+                )
+        if self.behaviour == "agent" and self.checkpoint is None:
+            raise UserError(
+                f"tier {self.name!r} is played by an agent: say by which, checkpoint=RUN."
+            )
+        if self.behaviour == "learner" and (self.epsilon or self.burst_probability):
+            raise UserError(
+                f"tier {self.name!r} has noise, but a learner explores by its own settings: leave "
+                f"epsilon and burst_probability out."
+            )
+        if self.planner is not None:
+            self.planner.validate()
+        if self.search is not None:
+            self.search.validate(self.name)
 
 
-class Behaviour(Protocol):
-    """Chooses actions from the RAM."""
-
-    def reset(self) -> None:
-        """Forgets the episode before."""
-
-    def act(self, ram: Ram) -> int:
-        """An action in the 18-action set for the state whose RAM (128,) is given."""
+def random_action(game: Game, rng: np.random.Generator) -> int:
+    """One of the game's minimal action set, all as likely."""
+    return game.action_ids[rng.integers(len(game.action_ids))]
 
 
 class RandomBehaviour:
     """Uniform over the game's minimal action set."""
 
     def __init__(self, game: Game, rng: np.random.Generator) -> None:
-        self._actions = np.array(game.action_ids)
-        self._rng = rng
+        self._game, self._rng = game, rng
 
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def act(self, ram: Ram) -> int:
-        """A random legal action."""
-        return int(self._actions[self._rng.integers(len(self._actions))])
+    def act(self, scenes: Mapping[int, Scene]) -> dict[int, int]:
+        """Random legal actions."""
+        return {row: random_action(self._game, self._rng) for row in scenes}
 
 
 class ScriptedBehaviour:
@@ -89,59 +122,60 @@ class ScriptedBehaviour:
 
     def __init__(self, game: Game) -> None:
         self._teacher = teacher(game)
-        self._previous: Ram | None = None
+        self._previous: dict[int, NDArray[np.uint8]] = {}
 
-    def reset(self) -> None:
-        """Forgets the RAM of the step before."""
-        self._previous = None
+    def act(self, scenes: Mapping[int, Scene]) -> dict[int, int]:
+        """The teacher's actions."""
+        actions: dict[int, int] = {}
+        for row, scene in scenes.items():
+            ram = scene.env.ram()
+            before = ram if scene.executed is None else self._previous[row]
+            actions[row] = self._teacher(ram, before)
+            self._previous[row] = ram
+        return actions
 
-    def act(self, ram: Ram) -> int:
-        """The teacher's action."""
-        action = self._teacher(ram, ram if self._previous is None else self._previous)
-        self._previous = ram
-        return action
 
+class Noise:
+    """Replaces some actions of one episode by random ones, as a tier says."""
 
-class NoisyBehaviour:
-    """A behaviour with epsilon noise and bursts of random actions, as its tier says."""
+    def __init__(self, game: Game, tier: Tier, rng: np.random.Generator) -> None:
+        self._game, self._tier, self._rng = game, tier, rng
+        self._burst_left = self._hold_left = self._held = 0
 
-    def __init__(self, inner: Behaviour, game: Game, tier: Tier, rng: np.random.Generator) -> None:
-        self._inner = inner
-        self._random = RandomBehaviour(game, rng)
-        self._tier = tier
-        self._rng = rng
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts an episode outside any burst."""
-        self._inner.reset()
-        self._burst_left = 0
-        self._hold_left = 0
-        self._held = 0
-
-    def act(self, ram: Ram) -> int:
-        """The inner behaviour's action, or a random one."""
-        intended = self._inner.act(ram)  # always asked, since it follows the motion
+    def __call__(self, intended: int) -> int:
+        """The intended action or a random one."""
         if self._burst_left == 0 and self._rng.random() < self._tier.burst_probability:
             self._burst_left = int(self._rng.integers(1, self._tier.burst_steps + 1))
             self._hold_left = 0
         if self._burst_left > 0:
             self._burst_left -= 1
-            return self._burst_action(ram)
+            return self._burst_action()
         if self._rng.random() < self._tier.epsilon:
-            return self._random.act(ram)
+            return random_action(self._game, self._rng)
         return intended
 
-    def _burst_action(self, ram: Ram) -> int:
+    def _burst_action(self) -> int:
         if self._hold_left == 0:
-            self._held = self._random.act(ram)
+            self._held = random_action(self._game, self._rng)
             self._hold_left = int(self._rng.integers(1, _HOLD_STEPS + 1))
         self._hold_left -= 1
         return self._held
 
 
-def behaviour_of(tier: Tier, game: Game, rng: np.random.Generator) -> Behaviour:
-    """The behaviour of a tier; UserError if it is scripted and the game has no teacher."""
+def behaviour_of(
+    tier: Tier, game: Game, rng: np.random.Generator, rows: int, device: str
+) -> Behaviour:
+    """Who plays a tier in `rows` games at once; an agent computes on `device`.
+
+    Raises UserError if it is scripted and the game has no teacher.
+    """
     if tier.behaviour == "random":
         return RandomBehaviour(game, rng)
-    return NoisyBehaviour(ScriptedBehaviour(game), game, tier, rng)
+    if tier.behaviour == "scripted":
+        return ScriptedBehaviour(game)
+    if tier.behaviour == "search":
+        return SearchBehaviour(game, tier.search or SearchConfig(), rng)
+    assert tier.behaviour == "agent" and tier.checkpoint is not None
+    from jowa.data.agent_play import AgentBehaviour
+
+    return AgentBehaviour(game, tier.checkpoint, tier.planner, rows, device)

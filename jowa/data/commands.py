@@ -19,41 +19,56 @@ def collect(config: CollectConfig) -> Path:
     for name in config.games:
         game_facts.get(name)
     tiers = [Tier(**vars(tier)) for tier in config.tiers]
+    if any(tier.behaviour == "search" for tier in tiers):
+        print("a search tier is privileged: it simulates the game's future before it acts")
+    settings = {k: v for k, v in vars(config).items() if k not in ("games", "root", "tiers")}
+    settings["workers"] = config.workers or len(os.sched_getaffinity(0))
     with progress_bar("collecting", config.transitions * len(config.games), "step") as bar:
-        seen = dict.fromkeys(config.games, 0)
+        seen: dict[str, int] = {}
 
         def advance(game: str, done: int, _: int) -> None:
-            bar.update(done - seen[game])
+            if game not in seen:  # what an interrupted run left says nothing of the speed
+                bar.initial += done
+            bar.update(done - seen.get(game, 0))
             seen[game] = done
 
-        made = collect_games(
-            config.games,
-            config.root,
-            transitions=config.transitions,
-            tiers=tiers,
-            short_episode_steps=config.short_episode_steps,
-            short_share=config.short_share,
-            max_frames=config.max_frames,
-            seed=config.seed,
-            workers=config.workers or len(os.sched_getaffinity(0)),
-            overwrite=config.overwrite,
-            progress=advance,
-        )
-    for name, statistics in made.items():
-        print(_describe(name, statistics))
+        try:
+            made = collect_games(
+                config.games, config.root, tiers=tiers, progress=advance, **settings
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "finished parts are kept, and the same command goes on from there"
+            ) from None
+    print("\n".join(_table(made)))
     return Path(config.root)
 
 
-def _describe(name: str, statistics: dict[str, Any]) -> str:
-    tiers = [
-        f"{tier} {part['mean_return']:.1f} ({part['full_episodes']})"
-        for tier, part in statistics["tiers"].items()
-        if part["mean_return"] is not None
+def _table(made: dict[str, dict[str, Any]]) -> list[str]:
+    """A row for each tier of each game: returns of full games beside those of blind play."""
+    rows = [
+        f"{'game':<18} {'tier':<12} {'transitions':>11} {'games':>6} {'mean':>10} {'min':>9} "
+        f"{'max':>9} {'steps/s':>8}  random, best constant action"
     ]
-    return (
-        f"{name}: {statistics['transitions']:,} transitions, {statistics['episodes']} episodes; "
-        f"mean score of full games (their number): {', '.join(tiers) or 'none finished'}"
-    )
+    for name, game in made.items():
+        facts = game["facts"]
+        blind = (
+            f"{facts['random']:.1f}, {facts['constants'][facts['best_constant']]:.1f} "
+            f"({facts['best_constant']})"
+            if "random" in facts
+            else "-"
+        )
+        rows += [
+            f"{name:<18} {tier:<12} {part['transitions']:>11,} {part['full_games']:>6} "
+            f"{_number(part['mean_return']):>10} {_number(part['min_return']):>9} "
+            f"{_number(part['max_return']):>9} {_number(part['steps_per_second']):>8}  {blind}"
+            for tier, part in facts["tiers"].items()
+        ]
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def list_games(_: GamesConfig) -> None:

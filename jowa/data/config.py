@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from jowa.agent import PlannerConfig
+from jowa.data.learner import LearnerConfig
+from jowa.data.search import SearchConfig
+
 
 @dataclass
 class TierConfig:
@@ -17,21 +21,36 @@ class TierConfig:
     epsilon: float = 0.0
     burst_probability: float = 0.0
     burst_steps: int = 8
+    checkpoint: str | None = None
+    planner: PlannerConfig | None = None
+    search: SearchConfig | None = None
+    learner: LearnerConfig | None = None
 
 
 @dataclass
 class CollectConfig:
     """Plays games and writes what happened to `root`, one file a game.
 
+    Stopped at any moment, the same command goes on from the parts that are finished.
+
     games              names, as `jowa games` lists them
     root               folder of the data
-    transitions        steps to record for each game, about
-    tiers              qualities of play: name, behaviour (random, scripted), share, epsilon,
-                       burst_probability, burst_steps; shares add up to 1
+    transitions        steps to record for each game, about: full games are finished
+    tiers              qualities of play: name, behaviour, share, epsilon, burst_probability,
+                       burst_steps; shares add up to 1. Behaviours and what else they take:
+                         random    every action as likely
+                         scripted  the game's teacher
+                         agent     a trained agent: checkpoint, planner (greedy if left out)
+                         search    of the emulator, privileged: search.lookahead, .horizon,
+                                   .replan, .gamma, .life_penalty
+                         learner   the whole experience of an online agent: learner
     short_share        part of the transitions in short episodes from varied starts
     short_episode_steps  their longest length, in steps
     max_frames         cap on full episodes, in emulator frames (4 a step)
-    workers            games played at once; 0 is one a core
+    piece              transitions of a unit of work, about; other pieces give other data
+    constant_episodes  games of random play and of each constant action to compare with; 0 is none
+    device             where agents compute: cpu, cuda or auto
+    workers            processes at once, which do not change the data; 0 is one a core
     overwrite          replace data made with other settings
     """
 
@@ -43,6 +62,9 @@ class CollectConfig:
     short_episode_steps: int = 200
     max_frames: int = 108_000
     seed: int = 0
+    piece: int = 5_000
+    constant_episodes: int = 2
+    device: str = "cpu"
     workers: int = 0
     overwrite: bool = False
 

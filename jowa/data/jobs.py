@@ -9,16 +9,11 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from jowa.errors import UserError
+from jowa.data.pool import begin_worker, explained
 
 T = TypeVar("T")
 Task = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a module, and its arguments
@@ -38,7 +33,8 @@ def run_jobs(
     when this process is killed, its workers end too.
     """
     if workers > 1:
-        yield from _run_in_pool(jobs, workers, counters, look)
+        with explained():
+            yield from _run_in_pool(jobs, workers, counters, look)
         return
     totals = dict.fromkeys(counters, 0)
 
@@ -152,25 +148,11 @@ def _run_in_pool(
                 going, number = running.pop(future)
                 going.take(number, future.result())
             look(shared.totals())
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory: the same command goes on "
-            "from here, and needs less with a smaller workers=."
-        ) from error
     finally:
         shared.end()
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(shared: _Shared) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends the others
+    begin_worker()
     _advance_with(shared.advance)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)

@@ -40,7 +40,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Hydra could not fill it
 class LearnerConfig:
     """How an online agent learns.
 

@@ -21,19 +21,21 @@ def join_parts(
     tiers: Sequence[str],
     provenance: Mapping[str, Any],
     facts: Mapping[str, Any],
+    episodes: Sequence[int] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Write all episodes of `parts`, in their order, to `path`; one episode is in memory at a time.
 
     Tiers are matched by name: those of every part must be among `tiers`. All parts must know their
-    raw rewards or none. The parts stay; an interrupted join leaves no file. `progress` is called
+    raw rewards or none. `episodes` says how many of each part to take, from its first on, where
+    not all are wanted. The parts stay; an interrupted join leaves no file. `progress` is called
     with the number of transitions that were joined.
     """
     with EpisodeWriter(path, game, source=source, tiers=tiers, provenance=provenance) as writer:
-        for part in parts:
+        for position, part in enumerate(parts):
             with EpisodeFile(part) as file:
                 assert file.game == game, (file.path, game.name)
-                for number in range(file.num_episodes):
+                for number in range(episodes[position] if episodes else file.num_episodes):
                     _copy(file, number, writer, tiers)
                     progress(int(np.diff(file.episode_starts[number : number + 2])[0]))
         writer.facts.update(facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,17 @@ def test_every_episode_of_every_part_arrives_unchanged_and_in_order(
         ]
         np.testing.assert_array_equal(np.diff(both.episode_starts), [3, 40, 1, 3, 40, 1])
         assert (both.provenance, both.facts) == ({"seed": 7}, {"dropped": 2})
+
+
+def test_of_each_part_as_many_episodes_as_asked_for_are_taken(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        _part(tmp_path / f"{name}.h5", seed, ("all",))
+    parts = [tmp_path / "a.h5", tmp_path / "b.h5"]
+    rest: dict[str, Any] = {"source": "both", "tiers": ("all",), "provenance": {}, "facts": {}}
+    join_parts(parts, tmp_path / "Pong.h5", get("Pong"), **rest, episodes=[1, 2])
+    with EpisodeFile(parts[1]) as b, EpisodeFile(tmp_path / "Pong.h5") as both:
+        np.testing.assert_array_equal(np.diff(both.episode_starts), [3, 3, 40])
+        np.testing.assert_array_equal(both.frames(np.arange(3, 46)), b.frames(np.arange(43)))
 
 
 def test_a_damaged_part_leaves_no_joined_file(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jowa.data.behaviours import NoisyBehaviour, RandomBehaviour, ScriptedBehaviour, Tier
+from jowa.data.behaviours import Noise, RandomBehaviour, ScriptedBehaviour, Tier
+from jowa.data.scene import Scene
 from jowa.data.teachers import TEACHERS, teacher
 from jowa.envs import AtariEnv
 from jowa.errors import UserError
@@ -19,15 +20,14 @@ def score(name: str, scripted: bool, steps: int) -> float:
     behaviour = (
         ScriptedBehaviour(game) if scripted else RandomBehaviour(game, np.random.default_rng(0))
     )
-    env.reset(11)
-    behaviour.reset()
+    frame, executed = env.reset(11), None
     points = 0.0
     for _ in range(steps):
-        _, reward, terminated, _ = env.step(behaviour.act(env.ram()))
+        executed = behaviour.act({0: Scene(env, frame, executed)})[0]
+        frame, reward, terminated, _ = env.step(executed)
         points += reward
         if terminated:
-            env.reset()
-            behaviour.reset()
+            frame, executed = env.reset(), None
     return points
 
 
@@ -63,19 +63,9 @@ def test_game_without_teacher_names_those_with_one() -> None:
 
 
 def actions_of(tier: Tier, steps: int = 4000, seed: int = 0) -> np.ndarray:
-    """Actions of a noisy tier over a scripted player that stands still (Boxing, no RAM)."""
-    game = get("Boxing")
-    rng = np.random.default_rng(seed)
-    noisy = NoisyBehaviour(_Still(), game, tier, rng)
-    return np.array([noisy.act(np.zeros(128, dtype=np.uint8)) for _ in range(steps)])
-
-
-class _Still:
-    def reset(self) -> None:
-        pass
-
-    def act(self, ram: np.ndarray) -> int:
-        return 0
+    """Actions of a noisy tier over a player that stands still (Boxing)."""
+    noise = Noise(get("Boxing"), tier, np.random.default_rng(seed))
+    return np.array([noise(0) for _ in range(steps)])
 
 
 def test_epsilon_replaces_its_share_of_actions() -> None:
