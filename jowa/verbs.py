@@ -37,11 +37,13 @@ def _named(place: str) -> Any:
 # A verb may be of two words; its configuration file has a hyphen between them.
 VERBS = {
     "collect": Verb(
-        "jowa.data.config:CollectConfig", "jowa.data.commands:collect", "play games and record data"
+        "jowa.collecting.config:CollectConfig",
+        "jowa.collecting.commands:collect",
+        "play games and record data",
     ),
     "convert dqn_replay": Verb(
-        "jowa.data.config:ConvertDqnReplayConfig",
-        "jowa.data.convert:convert_dqn_replay",
+        "jowa.exchange.config:ConvertDqnReplayConfig",
+        "jowa.exchange.convert:convert_dqn_replay",
         "make data of the DQN Replay files",
     ),
     "tokenize": Verb(
@@ -90,36 +92,38 @@ VERBS = {
         "list runs and how far they are",
     ),
     "games": Verb(
-        "jowa.data.config:GamesConfig", "jowa.data.commands:list_games", "list the 60 games"
+        "jowa.collecting.config:GamesConfig",
+        "jowa.collecting.commands:list_games",
+        "list the 60 games",
     ),
     "data info": Verb(
-        "jowa.data.inspect_config:InfoConfig",
-        "jowa.data.inspect_commands:info",
+        "jowa.data.config:InfoConfig",
+        "jowa.data.commands:info",
         "say what an episode store holds",
     ),
     "data verify": Verb(
-        "jowa.data.inspect_config:VerifyConfig",
-        "jowa.data.inspect_commands:verify",
+        "jowa.data.config:VerifyConfig",
+        "jowa.data.commands:verify",
         "check every array and frame",
     ),
     "data sample": Verb(
-        "jowa.data.inspect_config:SampleConfig",
-        "jowa.data.inspect_commands:sample",
+        "jowa.data.config:SampleConfig",
+        "jowa.data.commands:sample",
         "draw strips of recorded frames",
     ),
     "data export": Verb(
-        "jowa.data.exchange_config:ExportConfig",
-        "jowa.data.exchange_commands:export_minari",
+        "jowa.exchange.config:ExportConfig",
+        "jowa.exchange.commands:export_minari",
         "write episodes as a Minari dataset",
     ),
     "data import": Verb(
-        "jowa.data.exchange_config:ImportConfig",
-        "jowa.data.exchange_commands:import_minari",
+        "jowa.exchange.config:ImportConfig",
+        "jowa.exchange.commands:import_minari",
         "make an episode file of a Minari dataset",
     ),
     "convert published_finetune": Verb(
-        "jowa.data.exchange_config:PublishedFinetuneConfig",
-        "jowa.data.exchange_commands:convert_published_finetune",
+        "jowa.exchange.config:PublishedFinetuneConfig",
+        "jowa.exchange.commands:convert_published_finetune",
         "make episode files of the authors' data",
     ),
     "data probe": Verb(

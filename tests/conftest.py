@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from jowa.data.behaviours import Tier
-from jowa.data.collect import collect
-from jowa.data.episodes import EpisodeFile, open_store
+from jowa.collecting.behaviours import Tier
+from jowa.collecting.collect import collect
+from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch
+from jowa.data.store import open_store
 from jowa.games import get
 from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
 from jowa.models.transformer import TransformerConfig

@@ -1,87 +1,76 @@
-"""What `jowa collect` and `jowa games` do."""
+"""What `jowa data info`, `jowa data verify` and `jowa data sample` do."""
 
 from __future__ import annotations
 
+import io
 import os
+import time
 from pathlib import Path
-from typing import Any
 
-from jowa import games as game_facts
-from jowa.data.behaviours import Tier
-from jowa.data.collect import collect as collect_games
-from jowa.data.config import CollectConfig, GamesConfig
-from jowa.data.teachers import TEACHERS
-from jowa.learning.monitor import progress_bar
+from jowa.data import info_text
+from jowa.data.check import check_store, count_frames, leftovers
+from jowa.data.config import InfoConfig, SampleConfig, VerifyConfig
+from jowa.data.info import store_info
+from jowa.data.sheet import contact_sheet
+from jowa.data.store import open_store, store_paths
+from jowa.errors import UserError
+from jowa.files import write_atomically, write_json
+from jowa.progress import progress_bar
 
-
-def collect(config: CollectConfig) -> Path:
-    """Plays the games and writes their episodes; returns the data's folder."""
-    for name in config.games:
-        game_facts.get(name)
-    tiers = [Tier(**vars(tier)) for tier in config.tiers]
-    if any(tier.behaviour == "search" for tier in tiers):
-        print("a search tier is privileged: it simulates the game's future before it acts")
-    settings = {k: v for k, v in vars(config).items() if k not in ("games", "root", "tiers")}
-    settings["workers"] = config.workers or len(os.sched_getaffinity(0))
-    with progress_bar("collecting", config.transitions * len(config.games), "step") as bar:
-        seen: dict[str, int] = {}
-
-        def advance(game: str, done: int, _: int) -> None:
-            if game not in seen:  # what an interrupted run left says nothing of the speed
-                bar.initial += done
-            bar.update(done - seen.get(game, 0))
-            seen[game] = done
-
-        try:
-            made = collect_games(
-                config.games, config.root, tiers=tiers, progress=advance, **settings
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "finished parts are kept, and the same command goes on from there"
-            ) from None
-    print("\n".join(_table(made)))
-    return Path(config.root)
+# A new process imports PyTorch first: in these seconds another could have checked so many.
+_FRAMES_WORTH_A_PROCESS = 500_000
 
 
-def _table(made: dict[str, dict[str, Any]]) -> list[str]:
-    """A row for each tier of each game: returns of full games beside those of blind play."""
-    rows = [
-        f"{'game':<18} {'tier':<12} {'transitions':>11} {'games':>6} {'mean':>10} {'min':>9} "
-        f"{'max':>9} {'steps/s':>8}  random, best constant action"
-    ]
-    for name, game in made.items():
-        facts = game["facts"]
-        blind = (
-            f"{facts['random']:.1f}, {facts['constants'][facts['best_constant']]:.1f} "
-            f"({facts['best_constant']})"
-            if "random" in facts
-            else "-"
-        )
-        rows += [
-            f"{name:<18} {tier:<12} {part['transitions']:>11,} {part['full_games']:>6} "
-            f"{_number(part['mean_return']):>10} {_number(part['min_return']):>9} "
-            f"{_number(part['max_return']):>9} {_number(part['steps_per_second']):>8}  {blind}"
-            for tier, part in facts["tiers"].items()
-        ]
-    return rows
+def info(config: InfoConfig) -> None:
+    """Prints what a store holds, and writes it to `config.out` if that is given."""
+    if config.out and not config.out.endswith(".json"):
+        raise UserError(f"out={config.out} must be named *.json.")
+    found = store_info(config.root, store_paths(config.root, config.games))
+    print(info_text.text(found, config.details))
+    if config.out:
+        write_json(Path(config.out), found)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
-
-
-def list_games(_: GamesConfig) -> None:
-    """Prints the table of games."""
+def verify(config: VerifyConfig) -> None:
+    """Checks a store; UserError where a file is damaged, after all of them were named."""
+    if config.workers < 0:
+        raise UserError(f"workers is {config.workers}: use 0 (as many as pay) or more.")
+    paths = store_paths(config.root, config.games)
+    started = time.monotonic()
+    frames = count_frames(paths)
+    worthwhile = min(len(os.sched_getaffinity(0)), 1 + frames // _FRAMES_WORTH_A_PROCESS)
+    with progress_bar("verifying", frames, "frame") as bar:
+        workers = config.workers or worthwhile
+        checked = list(check_store(config.root, paths, workers, bar.update))
+    seconds = time.monotonic() - started
+    damaged = [one for one in checked if one.problems]
+    for one in sorted(damaged, key=lambda one: one.path):
+        print(*one.problems, sep="\n")
+    for path in leftovers(config.root):
+        print(f"{path} was left by a writer that was interrupted, or is being written: no damage.")
+    gigabytes = sum(one.frame_bytes for one in checked) / 1e9
     print(
-        f"{'id':>2}  {'game':<18} {'actions':>7} {'random':>10} {'human':>10} {'DQN':>10}  teacher"
+        f"checked {len(paths)} files, {gigabytes:,.2f} GB of frames in {seconds:.1f} s "
+        f"({gigabytes / seconds:.2f} GB/s)"
     )
-    for game in game_facts.GAMES.values():
-        known = [f"{x:>10.1f}" if x is not None else f"{'-':>10}" for x in _scores(game)]
-        teacher = "yes" if game.name in TEACHERS else ""
-        row = f"{game.id:>2}  {game.name:<18} {len(game.actions):>7} {' '.join(known)}  {teacher}"
-        print(row.rstrip())
+    if damaged:
+        raise UserError(
+            f"{len(damaged)} of {len(paths)} games in {config.root} have damaged files, which are "
+            f"named above: make or copy those again; all others are whole."
+        )
+    print("every array and every frame matches its hash")
 
 
-def _scores(game: game_facts.Game) -> tuple[float | None, ...]:
-    return game.random, game.human, game.dqn
+def sample(config: SampleConfig) -> None:
+    """Draws a contact sheet of one game's play."""
+    out = Path(config.out)
+    if out.suffix != ".png":
+        raise UserError(f"out={out} must be named *.png.")
+    with open_store(config.root, [config.game])[0] as file:
+        picture = contact_sheet(
+            file, number=config.number, length=config.length, tier=config.tier, seed=config.seed
+        )
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomically(out, content.getvalue())
+    print(f"wrote {out} ({picture.width} x {picture.height})")

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ __all__ = [
     "FORMAT_VERSION",
     "EpisodeFile",
     "EpisodeWriter",
-    "open_store",
-    "store_paths",
-    "verify",
 ]
 
 _FRAMES_PER_READ = 32 * FRAMES_PER_CHUNK  # 7 MB: bounds the memory beside the result
@@ -319,50 +316,3 @@ class EpisodeFile:
 
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{self.path} is damaged ({what}): {self._remedy()}")
-
-
-def store_paths(root: str | os.PathLike[str], names: Sequence[str] = ()) -> list[Path]:
-    """`root/<Game>.h5` of every named game, in that order, or without names of all that is there.
-
-    Raises:
-        UserError: where one is missing, or there is nothing at all.
-    """
-    folder = Path(root)
-    present = sorted(folder.glob("*.h5"))
-    paths = [folder / f"{games.get(name).name}.h5" for name in names] or present
-    missing = [path.stem for path in paths if not path.is_file()]
-    if missing:
-        there = ", ".join(path.stem for path in present) or "nothing"
-        raise UserError(
-            f"no episodes of {', '.join(missing)} in {folder} (there: {there}): make them with "
-            f"`jowa collect games=[{','.join(missing)}]` or name the right folder."
-        )
-    if not paths:
-        raise UserError(
-            f"there are no episode files in {folder}: name the folder that holds <Game>.h5 as "
-            f"root=..., or make some with `jowa collect`."
-        )
-    return paths
-
-
-def open_store(root: str | os.PathLike[str], names: Sequence[str]) -> list[EpisodeFile]:
-    """Open `root/<Game>.h5` of every named game, in that order; UserError where one is missing."""
-    paths = store_paths(root, names) if names else []
-    files: list[EpisodeFile] = []
-    try:
-        files.extend(EpisodeFile(path) for path in paths)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    return files
-
-
-def verify(path: str | os.PathLike[str]) -> None:
-    """Check every array and attribute of an episode file against its hash.
-
-    Raises:
-        UserError: naming the file and what is wrong with it.
-    """
-    with EpisodeFile(path) as file:
-        file.check_frames()

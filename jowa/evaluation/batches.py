@@ -24,10 +24,10 @@ from jowa.evaluation.rollout import EpisodeResult, Seat, check, play_seats, seat
 from jowa.evaluation.scores import GameBaselines
 from jowa.games import Game
 from jowa.learning.compute import Compute
-from jowa.learning.monitor import progress_bar
 from jowa.learning.record import machine
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import WorldActionModel
+from jowa.progress import progress_bar
 
 Groups = Sequence[tuple[PlannerConfig, Sequence[Game]]]
 

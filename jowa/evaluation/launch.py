@@ -13,7 +13,7 @@ from jowa.errors import UserError
 from jowa.evaluation.batches import Work
 from jowa.evaluation.config import LauncherConfig
 from jowa.learning.compute import resolve
-from jowa.learning.monitor import progress_bar
+from jowa.progress import progress_bar
 
 W = TypeVar("W", bound=Work)
 

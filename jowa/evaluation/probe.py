@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jowa.data.episodes import EpisodeFile, open_store
+from jowa.data.episodes import EpisodeFile
+from jowa.data.store import open_store
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
 from jowa.evaluation.config import ProbeConfig
@@ -20,9 +21,9 @@ from jowa.evaluation.rollout import by_game, play
 from jowa.evaluation.scores import Evaluation, GameBaselines, GameScores, ScoreFile, make_settings
 from jowa.games import by_id
 from jowa.learning.compute import resolve
-from jowa.learning.monitor import progress_bar
 from jowa.learning.pixel_cloning import Prediction, predict, read_play, train_clone
 from jowa.models.pixel_clone import STACK, PixelClone
+from jowa.progress import progress_bar
 
 _COLUMNS = "{:<15} {:<10} {:>13} {:>13} {:>13} {:>9} {:>9} {:>9} {:>9}"
 _SLOTS = 8  # environments at once

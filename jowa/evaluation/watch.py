@@ -12,7 +12,7 @@ from jowa.evaluation.planners import planners
 from jowa.evaluation.video import Moment, Picture, record
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
-from jowa.learning.monitor import progress_bar
+from jowa.progress import progress_bar
 
 
 def watch(config: WatchConfig) -> Path:

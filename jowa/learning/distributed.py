@@ -7,6 +7,7 @@ gradient of the whole batch, and keeps the processes together in everything else
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,9 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
                 f"this process could not join the others of its job ({error}): start it by "
                 f"`torchrun --nproc_per_node=N -m jowa ...`, with an address that all hosts reach."
             ) from error
+        # Left to the interpreter's end, its threads are sometimes destroyed while they run, which
+        # aborts the process.
+        atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

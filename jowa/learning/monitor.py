@@ -1,18 +1,15 @@
-"""What a run says while it goes: TensorBoard, the same numbers as JSON lines, progress bars."""
+"""What a run says while it goes: TensorBoard, and the same numbers as JSON lines."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from jowa.errors import UserError
 from jowa.files import write_atomically
@@ -105,18 +102,3 @@ def _is_up_to(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError):
         return False
-
-
-def progress_bar(title: str, total: int, unit: str, done: int = 0, shown: bool = True) -> tqdm[Any]:
-    """A bar with rate and time left; a line every 15 seconds where no terminal is attached."""
-    return tqdm(
-        desc=title,
-        total=total,
-        initial=done,
-        unit=unit,
-        disable=not shown,
-        delay=0.2,  # a command that is refused at once shows no bar
-        mininterval=0.2 if sys.stderr.isatty() else 15.0,
-        dynamic_ncols=True,
-        smoothing=0.1,
-    )

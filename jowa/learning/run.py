@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jowa.data.episodes import EpisodeFile, open_store
+from jowa.data.episodes import EpisodeFile
+from jowa.data.store import open_store
 from jowa.errors import UserError
 from jowa.files import write_json
 from jowa.learning.checkpoint import newest

@@ -19,7 +19,7 @@ from jowa.learning.compute import resolve
 from jowa.learning.config import PhaseConfig, TokenizeConfig
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import REST, Imagination, check_imagination
-from jowa.learning.monitor import check_log, progress_bar
+from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
@@ -27,6 +27,7 @@ from jowa.learning.trainer import Phase, Trainer
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import MAX_FRAMES, WorldActionModel
+from jowa.progress import progress_bar
 
 
 def tokenize(config: TokenizeConfig) -> Path:

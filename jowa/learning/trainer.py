@@ -25,7 +25,7 @@ from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination
-from jowa.learning.monitor import LogConfig, Monitor, progress_bar
+from jowa.learning.monitor import LogConfig, Monitor
 from jowa.learning.objective import Metrics, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.record import record_start
@@ -33,6 +33,7 @@ from jowa.learning.retention import Score
 from jowa.learning.step import Guard, Step
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
+from jowa.progress import progress_bar
 
 TRAINING = "training"  # the checkpoint's file of optimiser and random state
 

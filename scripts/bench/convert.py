@@ -37,11 +37,11 @@ import numpy as np
 from replay_files import FRAME, ReplayLog, play
 
 from jowa.data import episode_writer
-from jowa.data.config import ConvertDqnReplayConfig
-from jowa.data.convert import convert_dqn_replay
-from jowa.data.dqn_replay import STORES, file_name
 from jowa.data.episodes import EpisodeFile, EpisodeWriter
-from jowa.data.npy_rows import NpyRows
+from jowa.exchange.config import ConvertDqnReplayConfig
+from jowa.exchange.convert import convert_dqn_replay
+from jowa.exchange.dqn_replay import STORES, file_name
+from jowa.exchange.npy_rows import NpyRows
 from jowa.games import get
 
 GAME = get("Seaquest")

@@ -32,8 +32,8 @@ from load_released import peak_memory
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from jowa.data.behaviours import Tier
-from jowa.data.collect import collect
+from jowa.collecting.behaviours import Tier
+from jowa.collecting.collect import collect
 from jowa.data.episode_writer import FRAMES_PER_CHUNK
 from jowa.data.episodes import EpisodeFile
 from jowa.data.loader import Loader, Loading

@@ -32,7 +32,8 @@ from torch import Tensor
 
 import jowa
 from jowa.agent import Agent, for_inference
-from jowa.data.episodes import EpisodeFile, open_store
+from jowa.data.episodes import EpisodeFile
+from jowa.data.store import open_store
 from jowa.learning.checkpoint import find, load
 from jowa.learning.losses import IGNORE, next_token_targets
 from jowa.models.transformer import TransformerConfig

@@ -10,7 +10,8 @@ import pytest
 
 from jowa.cli import main
 from jowa.data.check import check_store, leftovers
-from jowa.data.episodes import EpisodeFile, store_paths
+from jowa.data.episodes import EpisodeFile
+from jowa.data.store import store_paths
 from jowa.data.tokens import encode_store
 
 

@@ -22,9 +22,8 @@ from jowa.data.episodes import (
     END_TRUNCATED,
     EpisodeFile,
     EpisodeWriter,
-    open_store,
-    verify,
 )
+from jowa.data.store import open_store, verify
 from jowa.errors import UserError
 from jowa.games import get
 

@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jowa.data.episodes import END_NONE, END_TERMINAL, EpisodeFile, EpisodeWriter, verify
+from jowa.data.episodes import (
+    END_NONE,
+    END_TERMINAL,
+    EpisodeFile,
+    EpisodeWriter,
+)
 from jowa.data.parts import join_parts
+from jowa.data.store import verify
 from jowa.errors import UserError
 from jowa.games import get
 

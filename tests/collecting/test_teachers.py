@@ -1,0 +1,103 @@
+"""The teachers play by what they see, and better than random."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jowa.collecting.behaviours import Noise, RandomBehaviour, ScriptedBehaviour, Tier
+from jowa.collecting.scene import Scene
+from jowa.collecting.teachers import TEACHERS, teacher
+from jowa.envs import AtariEnv
+from jowa.errors import UserError
+from jowa.games import get
+
+
+def score(name: str, scripted: bool, steps: int) -> float:
+    """Points in the first `steps` steps of play, games one after the other."""
+    game = get(name)
+    env = AtariEnv(game)
+    behaviour = (
+        ScriptedBehaviour(game) if scripted else RandomBehaviour(game, np.random.default_rng(0))
+    )
+    frame, executed = env.reset(11), None
+    points = 0.0
+    for _ in range(steps):
+        executed = behaviour.act({0: Scene(env, frame, executed)})[0]
+        frame, reward, terminated, _ = env.step(executed)
+        points += reward
+        if terminated:
+            frame, executed = env.reset(), None
+    return points
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "margin"),
+    [
+        ("Boxing", 1700, 10),
+        ("Breakout", 1000, 15),
+        ("DemonAttack", 2000, 400),
+        ("Freeway", 2000, 24),
+        ("Pong", 1000, 10),
+        ("SpaceInvaders", 1000, 150),
+        ("Tennis", 1000, 10),
+    ],
+)
+def test_teacher_beats_random_play(name: str, steps: int, margin: float) -> None:
+    assert score(name, True, steps) >= score(name, False, steps) + margin
+
+
+@pytest.mark.parametrize("name", sorted(TEACHERS))
+def test_teacher_is_a_pure_function_that_plays_legal_actions(name: str) -> None:
+    game = get(name)
+    rng = np.random.default_rng(3)
+    pairs = rng.integers(0, 256, size=(200, 2, 128), dtype=np.uint8)
+    actions = [TEACHERS[name](now, before) for now, before in pairs]
+    assert set(actions) <= set(game.action_ids)
+    assert actions == [TEACHERS[name](now, before) for now, before in pairs]
+
+
+def test_game_without_teacher_names_those_with_one() -> None:
+    with pytest.raises(UserError, match=r"Asterix has no scripted teacher.*Breakout.*Pong"):
+        teacher(get("Asterix"))
+
+
+def actions_of(tier: Tier, steps: int = 4000, seed: int = 0) -> np.ndarray:
+    """Actions of a noisy tier over a player that stands still (Boxing)."""
+    noise = Noise(get("Boxing"), tier, np.random.default_rng(seed))
+    return np.array([noise(0) for _ in range(steps)])
+
+
+def test_epsilon_replaces_its_share_of_actions() -> None:
+    replaced = actions_of(Tier("t", "scripted", 1.0, epsilon=0.3)) != 0
+    assert abs(replaced.mean() - 0.3 * 17 / 18) < 0.03
+    assert not (actions_of(Tier("t", "scripted", 1.0)) != 0).any()
+
+
+def test_bursts_are_runs_of_held_random_actions() -> None:
+    actions = actions_of(Tier("t", "scripted", 1.0, burst_probability=0.02, burst_steps=10))
+    away = actions != 0
+    # 0.02 bursts a step of 5.5 steps on average, seldom the still action itself.
+    assert 0.05 < away.mean() < 0.15
+    held = (actions[1:] == actions[:-1])[away[1:] & away[:-1]].mean()
+    assert held > 0.4
+
+
+def test_noise_repeats_by_seed() -> None:
+    tier = Tier("t", "scripted", 1.0, epsilon=0.2, burst_probability=0.05)
+    assert np.array_equal(actions_of(tier, seed=1), actions_of(tier, seed=1))
+    assert not np.array_equal(actions_of(tier, seed=1), actions_of(tier, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"behaviour": "clever", "share": 1.0}, "scripted"),
+        ({"behaviour": "random", "share": 1.5}, "share"),
+        ({"behaviour": "random", "share": 1.0, "epsilon": -0.1}, "epsilon"),
+        ({"behaviour": "random", "share": 1.0, "burst_steps": 0}, "burst_steps"),
+    ],
+)
+def test_wrong_tiers_are_explained(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        Tier("mine", **settings)  # type: ignore[arg-type]
