@@ -312,7 +312,10 @@ class EpisodeFile:
         self.close()
 
     def _remedy(self) -> str:
-        return f"make it with `jowa collect games=[{self.path.stem}] overwrite=true`."
+        return (
+            f"make it again as it was made, such as by `jowa collect games=[{self.path.stem}] "
+            f"overwrite=true`."
+        )
 
     def _damaged(self, what: str) -> UserError:
         return UserError(f"{self.path} is damaged ({what}): {self._remedy()}")
