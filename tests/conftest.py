@@ -25,8 +25,9 @@ CODE_WIDTH = 4
 ModelMaker = Callable[..., WorldActionModel]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
+    """In every test: commands that ran in the one before may have taken all cores."""
     torch.set_num_threads(1)
 
 
