@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from jowa.cli import main
 from jowa.collecting.behaviours import Tier
 from jowa.collecting.collect import collect
 from jowa.data.episodes import EpisodeFile
@@ -121,3 +122,18 @@ def make_batch() -> Callable[..., Batch]:
         )
 
     return make
+
+
+@pytest.fixture
+def complaint(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """The one line on stderr of a command that must fail with exit code 2."""
+
+    def run(arguments: list[str]) -> str:
+        capsys.readouterr()
+        assert main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("jowa: error: ") and "Traceback" not in lines[0]
+        return lines[0]
+
+    return run

@@ -1,11 +1,11 @@
 """A trained agent as a behaviour, for several games at once.
 
-The only part of `jowa.data` that looks to its right, where agents are: at call time, not at import.
+The only part of `jowa.collecting` that looks to its right, where agents are: at call time, not at
+import.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,11 +35,10 @@ class AgentBehaviour:
         compute = resolve(ComputeConfig(device, "float32", threads=1))
         tokenizer, model = jowa.agent.build(load(Path(checkpoint)))
         planner = planner or jowa.agent.PlannerConfig(beam_width=1, horizon=0)
-        if planner.decode == "auto":  # would choose by the clock
-            planner = dataclasses.replace(planner, decode="drafted")
         ((planner, _),) = planners(planner, model.config, [game])
+        # The clock must not choose how frames are decoded, for that bears on rounding too.
         self._agent = jowa.agent.Agent(
-            tokenizer.to(compute.device), model.to(compute.device), planner
+            tokenizer.to(compute.device), model.to(compute.device), planner, timed=False
         )
         self._frames = np.zeros((rows, FRAME_SIZE, FRAME_SIZE), dtype=np.uint8)
         self._games = np.full(rows, game.id, dtype=np.int64)
@@ -65,7 +64,7 @@ def inspect(checkpoint: str, games: Sequence[Game], device: str) -> tuple[str, d
     Raises UserError if there is none, it is damaged, never saw one of the games, or `device` is
     missing.
     """
-    from jowa.evaluation.evaluate import playable
+    from jowa.evaluation.evaluate import playable, weights
     from jowa.learning.checkpoint import find, load
     from jowa.learning.compute import ComputeConfig, resolve
 
@@ -73,4 +72,4 @@ def inspect(checkpoint: str, games: Sequence[Game], device: str) -> tuple[str, d
     folder = find(checkpoint)
     saved = load(folder)
     playable([game.name for game in games], saved, folder)
-    return str(folder), {stem: saved.state["sha256"][stem] for stem in ("model", "tokenizer")}
+    return str(folder), weights(saved)

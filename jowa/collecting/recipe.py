@@ -107,6 +107,8 @@ class Recipe:
         for tier in values["tiers"]:
             if tier["name"] in weights:
                 tier["checkpoint"] = weights[tier["name"]]
+            if "learner" in tier:
+                del tier["learner"]["device"]  # where it learns is no part of what is made
         values["recipe_version"] = _VERSION
         values["ale_py"] = importlib.metadata.version("ale-py")
         plain: dict[str, Any] = json.loads(json.dumps(values))

@@ -43,7 +43,7 @@ class EvaluateConfig:
 
     checkpoint         a run directory or one of its checkpoints
     games              what to play; empty is every game the checkpoint was trained on
-    label              name of this evaluation in tables
+    label              name of this evaluation in tables; NAME/0, NAME/1, ... are seeds of one agent
     out                the scores file; evaluations of other labels in it are kept
     planner            greedy, beam or mcts, with beam_width, horizon, context and more
     tuned              a file of `jowa tune`, which then says all of the planner; null: none

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from jowa.data.episodes import EpisodeFile
-from jowa.data.store import open_store
+from jowa.data.store import store_paths
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
 from jowa.evaluation.config import ProbeConfig
@@ -88,14 +88,11 @@ def probe(config: ProbeConfig) -> dict[str, Probed]:
     """Clones every game of the store, plays and prints; returns the results by game."""
     _check(config)
     compute = resolve(config.compute)
-    names = config.games or sorted(path.stem for path in Path(config.root).glob("*.h5"))
-    if not names:
-        raise UserError(f"there are no episodes in {config.root}: mend root=...")
+    paths = store_paths(config.root, config.games)
     results: dict[str, Probed] = {}
-    files = open_store(config.root, names)
-    with progress_bar("cloning", config.steps * len(files), "step") as bar:
-        for file in files:
-            with file:
+    with progress_bar("cloning", config.steps * len(paths), "step") as bar, compute.autocast():
+        for path in paths:
+            with EpisodeFile(path) as file:
                 results[file.game.name] = _probe(file, config, compute.device, bar.update)
     print(describe(results))
     if config.out is not None:
@@ -107,6 +104,8 @@ def _check(config: ProbeConfig) -> None:
     for name in ("transitions", "steps", "batch_size", "episodes"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}: use 1 or more.")
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}: give 0 or more.")
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate is {config.learning_rate}: use a number above 0.")
 
@@ -203,7 +202,7 @@ def _keep(results: dict[str, Probed], config: ProbeConfig, out: Path) -> None:
     """Adds the clone to a scores file as an evaluation of its own."""
     scores = ScoreFile.load(out) if out.exists() else ScoreFile()
     settings = make_settings(
-        **_protocol(config), epsilon=0.001, planner="sampled" if config.sample else "most probable"
+        **_protocol(config), planner="sampled" if config.sample else "most probable"
     )
     evaluation = Evaluation(
         config.label,

@@ -8,11 +8,11 @@ from typing import Any
 
 from jowa import games
 from jowa.data.episodes import EpisodeFile
-from jowa.data.jobs import run_jobs
 from jowa.errors import UserError
 from jowa.exchange.config import ConvertDqnReplayConfig
 from jowa.exchange.download import Patience
 from jowa.exchange.dqn_replay import Layout
+from jowa.exchange.jobs import run_jobs
 from jowa.exchange.replay_parts import COUNTERS, Conversion, conversion_job, describe, remove_parts
 from jowa.exchange.replay_sampling import Sampling
 from jowa.exchange.replay_source import Source

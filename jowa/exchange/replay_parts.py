@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jowa.data.episodes import END_TRUNCATED, EpisodeFile, EpisodeWriter
-from jowa.data.jobs import Job, advance
 from jowa.data.parts import join_parts
 from jowa.errors import UserError
 from jowa.exchange.dqn_replay import Episode, Lap, file_name, read_episodes, read_lap
+from jowa.exchange.jobs import Job, advance
 from jowa.exchange.replay_sampling import TIERS, Sampling, Scan, choose
 from jowa.exchange.replay_source import Source
 from jowa.games import Game

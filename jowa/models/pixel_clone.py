@@ -40,12 +40,12 @@ class PixelClone(nn.Module):
                 nn.init.orthogonal_(parameter, gain=gain)
 
     def forward(self, frames_BTHW: Tensor) -> Tensor:
-        """Logits (B, A) for uint8 frames (B, STACK, 84, 84), the newest last."""
+        """Logits (B, A), float32, for uint8 frames (B, STACK, 84, 84), the newest last."""
         x = (frames_BTHW.float() - self.mean_frame) / 64
         x = F.relu(self.first(x))
         x = F.relu(self.second(x)).flatten(1)
         x = F.relu(self.hidden(F.dropout(x, self.dropout, self.training)))
-        return self.policy(F.dropout(x, self.dropout, self.training))
+        return self.policy(F.dropout(x, self.dropout, self.training)).float()
 
 
 def stacked(rows: Tensor, first_rows: Tensor) -> Tensor:

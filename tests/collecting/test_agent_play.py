@@ -10,15 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import jowa
+from jowa.agent import PlannerConfig
 from jowa.collecting import playing
-from jowa.collecting.behaviours import Tier
+from jowa.collecting.behaviours import Tier, behaviour_of
 from jowa.collecting.collect import collect
+from jowa.collecting.scene import Scene
 from jowa.data.episodes import EpisodeFile
+from jowa.envs import AtariEnv
 from jowa.errors import UserError
-from jowa.learning.checkpoint import Checkpoint, save
+from jowa.games import get
+from jowa.learning.checkpoint import Checkpoint, find, save
 from jowa.models.tokenizers import to_state
+from jowa.planning import decode
 
 SETTINGS: dict[str, Any] = {
     "transitions": 120,
@@ -67,6 +73,23 @@ def test_lockstep_play_is_what_the_agent_does_alone(
         assert file.num_episodes >= 8 and "a trained agent" in file.source
     # What noise replaced is known to the agent: it goes on from what was really done.
     assert np.mean(same) == pytest.approx(1.0 - epsilon * 5 / 6, abs=0.1 if epsilon else 0.0)
+
+
+def test_the_clock_has_no_say_in_what_a_planner_plays(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timing the ways to decode a frame would round otherwise on another day."""
+
+    def clock(device: torch.device) -> float:
+        raise AssertionError("something was timed")
+
+    planner = PlannerConfig(beam_width=2, horizon=1, context=2)
+    tier = Tier("agent", "agent", 1.0, checkpoint=str(find(run)), planner=planner)
+    monkeypatch.setattr(decode, "_now", clock)
+    behaviour = behaviour_of(tier, get("Pong"), np.random.default_rng(0), 1, "cpu")
+    env = AtariEnv(get("Pong"))
+    scene = Scene(env, env.reset(0), None)
+    assert behaviour.act({0: scene})[0] in get("Pong").action_ids
 
 
 def test_the_weights_name_an_agent_wherever_they_lie(tmp_path: Path, run: Path) -> None:

@@ -256,6 +256,15 @@ def test_a_learner_makes_its_tier_in_one_piece(
         assert file.facts["tiers"]["learner"]["learning"]["curve"] == [1, 2]
 
 
+def test_where_a_learner_learns_is_no_part_of_the_recipe() -> None:
+    def named(**learner_settings: Any) -> str:
+        tier = Tier("learner", "learner", 1.0, learner=LearnerConfig(**learner_settings))
+        return Recipe(**(SETTINGS | {"tiers": (tier,), "piece": 100})).digest()
+
+    assert named(device="cuda") == named(device="cpu")
+    assert named(steps=7_777) != named()
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

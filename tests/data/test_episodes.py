@@ -23,7 +23,7 @@ from jowa.data.episodes import (
     EpisodeFile,
     EpisodeWriter,
 )
-from jowa.data.store import open_store, verify
+from jowa.data.store import verify
 from jowa.errors import UserError
 from jowa.games import get
 
@@ -247,23 +247,6 @@ def test_foreign_files_and_other_versions(tmp_path: Path) -> None:
         EpisodeFile(path)
     with pytest.raises(UserError, match=r"there is no episode file .*Missing\.h5"):
         EpisodeFile(tmp_path / "Missing.h5")
-
-
-def test_a_store_without_a_game_says_what_is_there(tmp_path: Path) -> None:
-    _write(tmp_path / "Pong.h5")
-    (tmp_path / "Qbert.h5.tmp-host-1-0").write_bytes(b"half")
-    with pytest.raises(UserError) as error:
-        open_store(tmp_path, ["Pong", "Qbert"])
-    message = str(error.value)
-    assert "no episodes of Qbert" in message and "(there: Pong)" in message
-    assert str(tmp_path) in message and "jowa collect games=[Qbert]" in message
-    with pytest.raises(UserError, match="there: nothing"):
-        open_store(tmp_path / "nowhere", ["Pong"])
-    with pytest.raises(UserError, match="did you mean"):
-        open_store(tmp_path, ["Ponk"])
-    (file,) = open_store(tmp_path, ["Pong"])
-    assert file.game.name == "Pong"
-    file.close()
 
 
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

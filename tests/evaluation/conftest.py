@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,14 @@ def make_run(
         return run
 
     return make
+
+
+@pytest.fixture
+def write_log() -> Callable[..., Path]:
+    """Writes a training log of JSON lines."""
+
+    def write(path: Path, entries: list[dict[str, Any]]) -> Path:
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        return path
+
+    return write

@@ -57,6 +57,26 @@ def test_a_sampling_clone_follows_its_probabilities() -> None:
     assert shares[-1] < 1
 
 
+def test_the_precision_that_is_asked_for_is_computed_in(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+    linear = torch.nn.functional.linear
+
+    def watched(*args: torch.Tensor) -> torch.Tensor:
+        result = linear(*args)
+        seen.add(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    command = ["data", "probe", f"root={data_root}", "games=[Freeway]", "steps=2", "episodes=1"]
+    command += ["max_frames=40", "batch_size=4", "sample=true", "compute.threads=1"]
+    for dtype in ("float32", "bfloat16"):
+        seen.clear()
+        assert main([*command, f"compute.dtype={dtype}"]) == 0
+        assert seen == {getattr(torch, dtype)}
+
+
 def test_the_command_scores_a_clone_beside_trivial_players(
     data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from matplotlib import image
 from jowa.errors import UserError
 from jowa.evaluation.commands import merged, report
 from jowa.evaluation.config import ReportConfig
-from jowa.evaluation.plots import MAX_POINTS, Curve, plot_metric, read_curve, svg
 from jowa.evaluation.published import published_scores, standings
 from jowa.evaluation.report import ReportInput, write_report
 from jowa.evaluation.scores import (
@@ -38,13 +35,8 @@ def evaluation(label, planner="greedy", mean=0.0, checkpoint="runs/a", games=("P
     return Evaluation(label, played, settings, checkpoint)
 
 
-def write_log(path, entries):
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return path
-
-
 @pytest.fixture
-def full_report(tmp_path):
+def full_report(tmp_path, write_log):
     log = write_log(
         tmp_path / "log.jsonl",
         [
@@ -167,7 +159,7 @@ def test_report_on_a_game_without_human_score_or_baselines(tmp_path):
     assert "Left out of the aggregates" in text and "Pooyan" in text and "AirRaid" in text
 
 
-def test_everything_from_outside_is_escaped(tmp_path):
+def test_everything_from_outside_is_escaped(tmp_path, write_log):
     evil = "<script>alert(1)</script>|&"
     log = write_log(tmp_path / "log.jsonl", [{"step": 1, "phase": evil, evil: 1.0}] * 2)
     report = ReportInput(
@@ -305,7 +297,7 @@ def test_files_that_contradict_each_other_are_said_to(tmp_path):
     assert merged({"one": first, "same": ScoreFile([], baselines(-21.0))})[1] == []
 
 
-def test_runs_of_one_folder_name_are_told_apart(tmp_path):
+def test_runs_of_one_folder_name_are_told_apart(tmp_path, write_log):
     for parent in ("one", "two"):
         (tmp_path / parent / "run").mkdir(parents=True)
         entries = [{"step": 1, "phase": "a", "q/td": 1.0}]
@@ -324,33 +316,3 @@ def test_large_films_stay_beside_the_report(tmp_path):
 def test_report_is_reproducible(full_report, tmp_path):
     first, second = (write_report(full_report, tmp_path / "out").read_bytes() for _ in range(2))
     assert first == second
-
-
-def test_log_runs_on_through_phases_and_later_lines_count(tmp_path):
-    entries = [{"step": s, "phase": "a", "loss": float(s)} for s in (0, 10, 20)]
-    entries += [{"step": 10, "phase": "a", "loss": 11.0}, {"step": 20, "phase": "a", "loss": 21.0}]
-    entries += [{"step": 0, "phase": "b", "loss": 5.0, "new": float("nan")}]
-    entries += [{"step": 10, "phase": "b", "loss": 6.0}]
-    curve = read_curve("x", write_log(tmp_path / "log.jsonl", entries))
-    assert curve.metrics == {"loss": [(0, 0), (10, 11), (20, 5), (30, 6)]}
-    assert curve.phases == [("a", 0), ("b", 20)]
-
-
-def test_torn_last_line_is_skipped_but_a_damaged_log_is_named(tmp_path):
-    path = write_log(tmp_path / "log.jsonl", [{"step": 0, "phase": "a", "loss": 1.0}])
-    path.write_text(path.read_text() + '{"step": 1, "pha')
-    assert read_curve("x", path).metrics == {"loss": [(0, 1)]}
-    path.write_text('{"step": 1, "pha\n' + path.read_text())
-    with pytest.raises(UserError, match=r"line 1 .*log\.jsonl"):
-        read_curve("x", path)
-    with pytest.raises(UserError, match=r"none\.jsonl"):
-        read_curve("x", tmp_path / "none.jsonl")
-
-
-def test_plots_are_valid_scalable_svg_with_the_page_colours():
-    points = [(float(s), float(s % 7)) for s in range(5000)]
-    text = svg(plot_metric("loss", [Curve("a", {"loss": points}, [("p", 0.0)])]), 'loss <&">')
-    root = ElementTree.fromstring(text)
-    assert "width" not in root.attrib and "viewBox" in root.attrib
-    assert "var(--series-1)" in text and "#2563c9" not in text
-    assert len(text) < 200 * MAX_POINTS
