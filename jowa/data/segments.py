@@ -100,8 +100,17 @@ def windows(episode_starts: np.ndarray, length: int, stride: int, pad: Pad) -> n
     return np.stack([start, stop], axis=1).astype(np.int64)
 
 
+def _held_out(episode_starts: np.ndarray, stride: int, hold_out: int) -> np.ndarray:
+    """(S,) bool, in the order of `windows`: whether each lies in an episode that is held out."""
+    counts = -(-np.diff(episode_starts) // stride)
+    episode = np.repeat(np.arange(len(counts)), counts)
+    if not hold_out:
+        return np.zeros(len(episode), dtype=bool)
+    return np.asarray(episode % hold_out == hold_out - 1)
+
+
 class SegmentDataset:
-    """All windows of some episode files, addressed by one running number.
+    """The windows of some episode files, addressed by one running number.
 
     Args:
         files: one or more episode files; rows count through them in this order.
@@ -110,6 +119,8 @@ class SegmentDataset:
         length: steps in a segment, L.
         stride: steps between the starts ("right") or ends ("left") of windows.
         pad: the side on which short windows are padded.
+        hold_out: of every so many episodes of a file the last is held out; 0 holds out none.
+        held_out: take the segments of these episodes instead of all others.
 
     Attributes:
         segment_game: (S,) int64 game id of each segment.
@@ -126,6 +137,8 @@ class SegmentDataset:
         length: int = 8,
         stride: int = 4,
         pad: Pad = "right",
+        hold_out: int = 0,
+        held_out: bool = False,
     ) -> None:
         self.files = list(files)
         self.length = length
@@ -134,7 +147,12 @@ class SegmentDataset:
         self._rewards = np.concatenate([file.rewards for file in files])
         self._terminal = np.concatenate([file.ends == END_TERMINAL for file in files])
         self._first_rows = np.cumsum([0, *(file.num_transitions for file in files)])
-        cut = [windows(file.episode_starts, length, stride, pad) for file in files]
+        cut = [
+            windows(file.episode_starts, length, stride, pad)[
+                _held_out(file.episode_starts, stride, hold_out) == held_out
+            ]
+            for file in files
+        ]
         rows = np.concatenate(
             [part + first for part, first in zip(cut, self._first_rows[:-1], strict=True)]
         )
@@ -147,7 +165,8 @@ class SegmentDataset:
         )
         rewarding = np.concatenate([[0], np.cumsum(self._rewards != 0)])
         self.segment_has_reward = rewarding[rows[:, 1]] > rewarding[rows[:, 0]]
-        identity = json.dumps([[file.fingerprint for file in files], length, stride, pad])
+        held = [hold_out, held_out] if hold_out else []
+        identity = json.dumps([[file.fingerprint for file in files], length, stride, pad, *held])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._tokens = tokens
         if tokens is not None:

@@ -58,10 +58,13 @@ class DataConfig:
     workers             processes that read batches ahead of the step; 0 reads them in the step's
                         own process, null takes one a core, at most 4, for what is not in memory
     prefetch            batches that each worker is ahead
+    hold_out            of every so many episodes of a game the last is never learned from, but
+                        measured on as training goes on (validation/... in the log); 0: none
     """
 
     root: str = "datasets/data/teachers"
     games: list[str] = MISSING
+    hold_out: int = 20
     cache_gib: float = 3.0
     tokens: str = "auto"
     workers: int | None = None
@@ -148,6 +151,7 @@ class FinetuneConfig:
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
+    hold_out           of every so many episodes the last is measured on, not learned from; 0: none
     cache_gib, workers, prefetch  how episodes are read, as those of `data` in `jowa pretrain`
     log                steps between log lines, pictures and checkpoints; the last `keep`
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
@@ -159,6 +163,7 @@ class FinetuneConfig:
     checkpoint: str = MISSING
     game: str = MISSING
     root: str = "datasets/data/teachers"
+    hold_out: int = 0
     cache_gib: float = 3.0
     workers: int | None = None
     prefetch: int = 2

@@ -19,8 +19,9 @@ from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective, check_losses
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
-from jowa.learning.tokenize import check_phase, dataset_of, make_phase, picture_batch
+from jowa.learning.tokenize import check_phase, make_phase, picture_batch, segments_of
 from jowa.learning.trainer import Trainer
+from jowa.learning.validation import check_hold_out
 from jowa.models.world_action import WorldActionModel
 
 
@@ -28,6 +29,7 @@ def finetune(config: FinetuneConfig) -> Path:
     """Trains tokenizer, world model and Q together on the game; returns the run directory."""
     check_phase("training", config.training)
     check_log(config.log)
+    check_hold_out(config.hold_out)
     loading = Loading(config.workers, config.prefetch)
     compute = resolve(config.compute)
     game = games.get(config.game)
@@ -78,9 +80,11 @@ def finetune(config: FinetuneConfig) -> Path:
     )
     if not trainer.finished("finetune"):
         objective = Objective(tokenizer, model, config.training.losses)
-        dataset = dataset_of(files, config.training)
+        segments = segments_of(files, config.training, config.hold_out)
         trainer.train(
-            make_phase("finetune", config.training, objective, dataset, config.seed, processes)
+            make_phase(
+                "finetune", config.training, objective, segments, config.log, config.seed, compute
+            )
         )
     return run
 

@@ -17,7 +17,8 @@ from jowa.files import write_atomically
 
 @dataclass
 class LogConfig:
-    """How often, in steps: scalars, accuracies (slower), pictures, checkpoints.
+    """How often, in steps: scalars, accuracies (slower), pictures, checkpoints, and the losses and
+    accuracies on `validation_batches` batches of held-out episodes, always the same ones.
 
     The last `keep` checkpoints are kept, every one that ends a phase, and the best `keep_best` of
     each phase: those with the lowest mean of the logged scalar `best_metric` over the steps since
@@ -28,6 +29,8 @@ class LogConfig:
     details: int = 50
     pictures: int = 500
     checkpoint: int = 500
+    validation: int = 500
+    validation_batches: int = 16
     keep: int = 2
     keep_best: int = 0
     best_metric: str = "loss/total"
@@ -35,7 +38,9 @@ class LogConfig:
 
 def check_log(log: LogConfig) -> None:
     """Raises UserError for numbers that make no sense."""
-    for name in ("scalars", "details", "pictures", "checkpoint", "keep", "keep_best"):
+    for name in vars(LogConfig()):
+        if name == "best_metric":
+            continue
         number, least = getattr(log, name), 0 if name == "keep_best" else 1
         if number < least:
             raise UserError(f"log.{name} is {number}: use {least} or more.")

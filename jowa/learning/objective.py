@@ -29,6 +29,7 @@ from jowa.learning.token_loss import token_loss
 from jowa.models.tokenizer import CodeStatistics, Tokenizer
 from jowa.models.world_action import FRAME_TOKENS, Output, WorldActionConfig, WorldActionModel
 
+# Each a mean over the whole batch's counts, (), or a share, (2,).
 Metrics = dict[str, Tensor]
 
 
@@ -232,7 +233,8 @@ class Objective(nn.Module):
         detailed: bool,
     ) -> tuple[Tensor, Metrics]:
         assert output.q_logits is not None and output.target_q_logits is not None
-        members = self._member_weights(output.q_logits) if self.config.rem else None
+        rem = self.config.rem and self.training
+        members = self._member_weights(output.q_logits) if rem else None
         legal = model.legal_actions[batch.games]
         targets = n_step_targets(
             batch.rewards, batch.ends, batch.mask_padding, self.config.gamma, self.config.n_step
@@ -322,7 +324,7 @@ def check_losses(
 def agreement(values: Tensor, legal: Tensor, batch: Batch) -> Metrics:
     """Share of real steps whose action is the legal one (B, A) of largest value (B, L, A)."""
     best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
-    return {"q/greedy_is_data_action": (best == batch.actions)[batch.real].float().mean()}
+    return {"q/greedy_is_data_action": share(best == batch.actions, batch.real)}
 
 
 @torch.no_grad()
@@ -343,7 +345,13 @@ def world_model_accuracy(
     rewarded = batch.real & (batch.rewards != 0)
     found = reward_logits.argmax(-1) == batch.rewards.sign() + 1
     return {
-        "accuracy/tokens": right[real].float().mean(),
-        "accuracy/changed_tokens": right[changed].float().mean(),
-        "accuracy/nonzero_rewards": found[rewarded].float().mean(),
+        "accuracy/tokens": share(right, real),
+        "accuracy/changed_tokens": share(right, changed),
+        "accuracy/nonzero_rewards": share(found, rewarded),
     }
+
+
+def share(right: Tensor, among: Tensor) -> Tensor:
+    """(2,) how many of `among` are right, and how many there are: a metric that is the first over
+    the second, however many batches and processes both are added up over."""
+    return torch.stack([(right & among).sum(), among.sum()]).float()

@@ -20,13 +20,14 @@ from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.tokenize import (
     check_phase,
-    dataset_of,
     encode,
     freeze,
     make_phase,
     picture_batch,
+    segments_of,
 )
 from jowa.learning.trainer import Trainer
+from jowa.learning.validation import check_hold_out
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import WorldActionModel
@@ -39,6 +40,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_phase("stage2", config.stage2)
     check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     check_log(config.log)
+    check_hold_out(config.data.hold_out)
     loading = config.data.loading()
     if config.tokenizer_from is not None and config.start_from is not None:
         raise UserError(
@@ -80,9 +82,11 @@ def pretrain(config: PretrainConfig) -> Path:
     )
     if not trainer.finished("stage1"):
         objective = Objective(tokenizer, model, config.stage1.losses)
-        dataset = dataset_of(files, config.stage1)
+        segments = segments_of(files, config.stage1, config.data.hold_out)
         trainer.train(
-            make_phase("stage1", config.stage1, objective, dataset, config.seed, processes)
+            make_phase(
+                "stage1", config.stage1, objective, segments, config.log, config.seed, compute
+            )
         )
     if not trainer.finished("stage2"):
         freeze(tokenizer, model)
@@ -90,9 +94,11 @@ def pretrain(config: PretrainConfig) -> Path:
         in_memory = int(config.data.cache_gib * 2**30)
         tokens = place(stored, config.data.tokens, compute.device, in_memory)
         objective = Objective(tokenizer, model, config.stage2.losses)
-        dataset = dataset_of(files, config.stage2, tokens)
+        segments = segments_of(files, config.stage2, config.data.hold_out, tokens)
         trainer.train(
-            make_phase("stage2", config.stage2, objective, dataset, config.seed, processes)
+            make_phase(
+                "stage2", config.stage2, objective, segments, config.log, config.seed, compute
+            )
         )
     return run
 

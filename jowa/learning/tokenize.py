@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,15 +15,16 @@ from jowa.data.sampler import Balance
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
 from jowa.errors import UserError
-from jowa.learning.compute import resolve
+from jowa.learning.compute import Compute, resolve
 from jowa.learning.config import PhaseConfig, TokenizeConfig
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import REST, Imagination, check_imagination
-from jowa.learning.monitor import check_log
+from jowa.learning.monitor import LogConfig, check_log
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.trainer import Phase, Trainer
+from jowa.learning.validation import Validation, check_hold_out
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import MAX_FRAMES, WorldActionModel
@@ -34,6 +35,7 @@ def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
     check_phase("training", config.training)
     check_log(config.log)
+    check_hold_out(config.data.hold_out)
     loading = config.data.loading()
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
@@ -60,11 +62,11 @@ def tokenize(config: TokenizeConfig) -> Path:
         loading=loading,
     )
     if not trainer.finished("tokenizer"):
-        dataset = dataset_of(files, config.training)
+        segments = segments_of(files, config.training, config.data.hold_out)
         objective = Objective(tokenizer, None, config.training.losses)
         trainer.train(
             make_phase(
-                "tokenizer", config.training, objective, dataset, config.seed, compute.processes
+                "tokenizer", config.training, objective, segments, config.log, config.seed, compute
             )
         )
     encode(tokenizer, files, config.data.root, compute.processes)
@@ -91,29 +93,56 @@ def check_phase(name: str, phase: PhaseConfig) -> None:
     check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
 
 
-def dataset_of(
-    files: list[EpisodeFile], phase: PhaseConfig, tokens: list[np.ndarray] | Tensor | None = None
-) -> SegmentDataset:
+class Segments(NamedTuple):
+    """What a phase learns from, and what it never sees; None if nothing is held out."""
+
+    training: SegmentDataset
+    held_out: SegmentDataset | None = None
+
+
+def segments_of(
+    files: list[EpisodeFile],
+    phase: PhaseConfig,
+    hold_out: int,
+    tokens: list[np.ndarray] | Tensor | None = None,
+) -> Segments:
     """The phase's segments, of frames or of tokens."""
-    return SegmentDataset(files, tokens, length=phase.length, stride=phase.stride)
+
+    def dataset(held_out: bool) -> SegmentDataset:
+        return SegmentDataset(
+            files,
+            tokens,
+            length=phase.length,
+            stride=phase.stride,
+            hold_out=hold_out,
+            held_out=held_out,
+        )
+
+    held_out = dataset(True) if hold_out else None
+    if held_out is not None and held_out.num_segments < phase.batch_size:
+        held_out = None  # too few to say anything
+    return Segments(dataset(False), held_out)
 
 
 def make_phase(
     name: str,
     config: PhaseConfig,
     objective: Objective,
-    dataset: SegmentDataset,
+    segments: Segments,
+    log: LogConfig,
     seed: int,
-    processes: Processes,
+    compute: Compute,
 ) -> Phase:
     """A phase for the trainer from its configuration, with this process's share of the data."""
+    dataset, processes = segments.training, compute.processes
+    balance = cast(Balance, config.balance)  # which the sampler checks
 
     def sampler(batch_size: int, seed: int) -> Sampler:
         return Sampler(
             dataset,
             batch_size,
             seed=seed,
-            balance=cast(Balance, config.balance),  # which the sampler checks
+            balance=balance,
             reward_fraction=config.reward_fraction,
             rank=processes.rank,
             world_size=processes.size,
@@ -130,6 +159,11 @@ def make_phase(
             )
         rest = sampler(imagined, seed + REST)
         imagination = Imagination(config.imagination, dataset, rest, seed, processes)
+    validation = None
+    if segments.held_out is not None:
+        validation = Validation(
+            segments.held_out, log.validation_batches, config.batch_size, balance, compute
+        )
     return Phase(
         name,
         config.steps,
@@ -139,6 +173,7 @@ def make_phase(
         config.optimizer,
         config.target_update_every,
         imagination,
+        validation,
     )
 
 

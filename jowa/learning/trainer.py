@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import signal
 import time
 from collections.abc import Callable
@@ -26,11 +26,12 @@ from jowa.learning.checkpoint import Checkpoint
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination
 from jowa.learning.monitor import LogConfig, Monitor
-from jowa.learning.objective import Metrics, Objective
+from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.record import record_start
 from jowa.learning.retention import Score
 from jowa.learning.step import Guard, Step
+from jowa.learning.validation import Validation, averages
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 from jowa.progress import progress_bar
@@ -50,6 +51,7 @@ class Phase:
     optimizer: OptimizerConfig
     target_update_every: int = 0  # steps between hard updates of the target head; 0 is never
     imagination: Imagination | None = None  # makes the rest of each batch, if anything does
+    validation: Validation | None = None  # on episodes that are held out, if any are
 
 
 class Stopped(KeyboardInterrupt):
@@ -209,13 +211,15 @@ class Trainer:
             at.step, at.phase_step = at.step + 1, at.phase_step + 1
             bar.update()
             last = at.phase_step == phase.steps
-            if detailed or last or at.phase_step % log.scalars == 0:
+            if detailed or last or at.phase_step % log.scalars == 0 or self._validates(phase):
                 self._check(phase, step.guard)
                 if phase.imagination is not None:
                     metrics = metrics | phase.imagination.metrics(self.compute.device)
+                values = averages(metrics, self.compute)
+                if (validation := phase.validation) is not None and self._validates(phase):
+                    values |= clock.pause(functools.partial(validation, phase.objective))
                 if detailed:
-                    self._check_metric(phase, metrics)
-                values = self._values(metrics)
+                    self._check_metric(phase, values)
                 self._score.add(values)
                 values |= {f"rate/{g['owner']}": g["lr"] for g in step.optimizer.param_groups}
                 elapsed, speeds = clock.read(at.step, batch)
@@ -235,24 +239,26 @@ class Trainer:
                 if stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
 
-    def _values(self, metrics: Metrics) -> dict[str, float]:
-        """Metrics over all processes; a share of nothing, as of rewards in a batch without any,
-        is left out."""
-        stacked = torch.stack([value.float() for value in metrics.values()])
-        values = self.processes.average(stacked).tolist()
-        return {k: v for k, v in zip(metrics, values, strict=True) if math.isfinite(v)}
+    def _validates(self, phase: Phase) -> bool:
+        """Whether this step is the phase's last or one at which held-out episodes are due."""
+        at = self.position.phase_step
+        return at == phase.steps or at % self.log.validation == 0
 
     def _stops(self) -> bool:
         """Whether any process was asked to stop; asked together, so that all stop at one step."""
         together = self.processes.size == 1 or self.position.phase_step % self.log.scalars == 0
         return together and self.processes.any(self._stop, self.compute.device)
 
-    def _check_metric(self, phase: Phase, metrics: Metrics) -> None:
+    def _check_metric(self, phase: Phase, values: dict[str, float]) -> None:
         """Raises UserError if the best checkpoints are to be told by what is not logged."""
-        if self.log.keep_best and self.log.best_metric not in metrics:
+        metric, known = self.log.best_metric, sorted(values)
+        if phase.validation is not None:
+            training = [name for name in known if not name.startswith("validation/")]
+            known = training + [f"validation/{name}" for name in training]
+        if self.log.keep_best and metric not in known:
             raise UserError(
-                f"log.best_metric is {self.log.best_metric!r}, which {phase.name} does not log: "
-                f"use one of {', '.join(sorted(metrics))}."
+                f"log.best_metric is {metric!r}, which {phase.name} does not log: use one of "
+                f"{', '.join(known)}."
             )
 
     def _check(self, phase: Phase, guard: Guard) -> None:
@@ -337,6 +343,13 @@ class _Clock:
         batch = read()
         self._data += time.perf_counter() - start
         return batch
+
+    def pause(self, work: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Does what is not to be counted as time of training."""
+        start = time.perf_counter()
+        values = work()
+        self._start += time.perf_counter() - start
+        return values
 
     def read(self, step: int, batch: Batch) -> tuple[float, dict[str, float]]:
         """Seconds since the last reading, and the rates in them; starts anew."""

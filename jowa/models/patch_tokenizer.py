@@ -165,7 +165,7 @@ class PatchTokenizer(Tokenizer):
         with torch.no_grad():
             # A foreground pixel is kept if less than half of its difference is lost.
             seen = foreground * (target.abs() > DIFFERENCE / 255) * real.unsqueeze(1)
-            kept = ((error < 0.5 * target.abs()) * seen).sum() / seen.sum().clamp(min=1)
+            kept = torch.stack([((error < 0.5 * target.abs()) * seen).sum(), seen.sum()])
             statistics = self._statistics(z.detach(), tokens, real, keys)
         metrics = {
             "tokenizer/reconstruction": reconstruction_loss.detach(),

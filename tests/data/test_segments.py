@@ -294,3 +294,25 @@ def test_mistakes_are_told() -> None:
     ):
         with pytest.raises(UserError, match="cannot resume"):
             other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("pad", PADS)
+def test_held_out_episodes_are_never_learned_from(files: list[EpisodeFile], pad: Pad) -> None:
+    def starts(dataset: SegmentDataset) -> list[int]:
+        rows, _ = dataset._rows(np.arange(dataset.num_segments))
+        return [int(row) for row in rows[:, 0]]
+
+    everything = SegmentDataset(files, pad=pad)
+    learned = SegmentDataset(files, pad=pad, hold_out=2)
+    held_out = SegmentDataset(files, pad=pad, hold_out=2, held_out=True)
+    assert sorted(starts(learned) + starts(held_out)) == sorted(starts(everything))
+    first = 0
+    for file in files:
+        number = np.searchsorted(file.episode_starts[1:], np.arange(file.num_transitions), "right")
+        for dataset, odd in ((learned, 0), (held_out, 1)):
+            mine = [row - first for row in starts(dataset)]
+            mine = [row for row in mine if 0 <= row < file.num_transitions]
+            assert mine and {int(number[row]) % 2 for row in mine} == {odd}
+        first += file.num_transitions
+    names = {dataset.fingerprint for dataset in (everything, learned, held_out)}
+    assert len(names) == 3, "an order of segments fits the segments it was made for only"

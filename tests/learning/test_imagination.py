@@ -17,8 +17,9 @@ from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination, joined
 from jowa.learning.losses import target_rows
+from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig, Objective
-from jowa.learning.tokenize import make_phase
+from jowa.learning.tokenize import Segments, make_phase
 from jowa.learning.trainer import read
 from jowa.models.tokenizer import to_bytes
 from jowa.planning.beam import Path as PlannedPath
@@ -193,7 +194,8 @@ def test_world_model_and_tokenizer_learn_nothing_from_imagined_steps(
     for batch in (other, without):
         theirs, others, _ = gradients(values, batch)
         assert abs(float(metrics["q/td"] - others["q/td"])) > 1e-3
-        assert metrics["q/greedy_is_data_action"] == others["q/greedy_is_data_action"]
+        same = metrics["q/greedy_is_data_action"], others["q/greedy_is_data_action"]
+        assert torch.equal(*same)
         for name in ("q_head.linear3.bias", "transformer.blocks.0.attention.qkv.weight"):
             assert not torch.allclose(ours[f"model.{name}"], theirs[f"model.{name}"]), name
 
@@ -263,7 +265,9 @@ def test_without_a_share_nothing_is_imagined(
     data: list[EpisodeFile], make_objective: Maker, phase_config: Maker
 ) -> None:
     dataset = SegmentDataset(data)
-    phase = make_phase("x", phase_config(), make_objective(), dataset, 4, CPU.processes)
+    phase = make_phase(
+        "x", phase_config(), make_objective(), Segments(dataset), LogConfig(), 4, CPU
+    )
     sampler = Sampler(dataset, 6, seed=4, reward_fraction=0.25)
     assert phase.imagination is None
     batches = Loader(dataset, phase.sampler, INLINE, CPU.device)
@@ -277,7 +281,7 @@ def test_a_batch_is_part_real_and_part_imagined(
 ) -> None:
     objective, dataset = make_objective(), SegmentDataset(data)
     config = phase_config(share=1 / 3, segments=4, buffer=8, start=2)
-    phase = make_phase("x", config, objective, dataset, 4, CPU.processes)
+    phase = make_phase("x", config, objective, Segments(dataset), LogConfig(), 4, CPU)
     assert phase.imagination is not None
     batches = Loader(dataset, phase.sampler, INLINE, CPU.device)
     read(phase, batches), read(phase, batches)

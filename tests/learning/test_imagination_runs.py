@@ -24,7 +24,7 @@ from jowa.learning.compute import Compute
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import ImaginationConfig
 from jowa.learning.objective import LossConfig, Objective, check_losses
-from jowa.learning.tokenize import check_phase, make_phase
+from jowa.learning.tokenize import Segments, check_phase, make_phase
 from jowa.learning.trainer import LogConfig, Stopped, Trainer
 from jowa.models.world_action import WorldActionConfig
 
@@ -54,8 +54,8 @@ def experiment(
         trainer = Trainer(path, tokenizer, model, CPU, log, {"games": []}, 1, pictures)
         if not trainer.finished("x"):
             config = phase_config(share=0.5, segments=4, buffer=6, every=2, start=1)
-            dataset = SegmentDataset(data)
-            trainer.train(make_phase("x", config, objective, dataset, 4, CPU.processes))
+            segments = Segments(SegmentDataset(data))
+            trainer.train(make_phase("x", config, objective, segments, log, 4, CPU))
 
     return run
 
@@ -148,12 +148,12 @@ def test_games_share_a_batch_as_the_phase_says(
     least = {}
     for balance in ("games", "uniform"):
         config = dataclasses.replace(phase_config(), balance=balance)
-        sampler = make_phase("x", config, objective, dataset, 0, CPU.processes).sampler
+        sampler = make_phase("x", config, objective, Segments(dataset), LogConfig(), 0, CPU).sampler
         least[balance] = min(dataset.segment_game[next(sampler)].sum() for _ in range(8))
     assert least == {"games": 3, "uniform": 0}
     with pytest.raises(UserError, match="balance must be 'games' or 'uniform', not 'size'"):
         config = dataclasses.replace(phase_config(), balance="size")
-        make_phase("x", config, objective, dataset, 0, CPU.processes)
+        make_phase("x", config, objective, Segments(dataset), LogConfig(), 0, CPU)
 
 
 def test_what_the_phase_cannot_use_is_refused(
@@ -163,11 +163,12 @@ def test_what_the_phase_cannot_use_is_refused(
     with pytest.raises(UserError, match=r"losses\.q is 0"):
         check_phase("x", dataclasses.replace(config, losses=LossConfig(world_model=1.0)))
     dataset, objective = SegmentDataset(data), make_objective()
+    two = dataclasses.replace(CPU, processes=Processes(0, 2))
     with pytest.raises(UserError, match=r"3 real and 3 imagined .* over 2 processes"):
-        make_phase("x", config, objective, dataset, 0, Processes(0, 2))
+        make_phase("x", config, objective, Segments(dataset), LogConfig(), 0, two)
     many = dataclasses.replace(config, imagination=ImaginationConfig(share=0.5, segments=1000))
     with pytest.raises(UserError, match=r"only \d+ segments .* 6 steps .* 1000"):
-        make_phase("x", many, objective, dataset, 0, CPU.processes)
+        make_phase("x", many, objective, Segments(dataset), LogConfig(), 0, CPU)
     combo = LossConfig(q=1.0, penalty="combo")
     check_losses("x", combo, WorldActionConfig(), imagines=True)
     with pytest.raises(UserError, match=r"combo.*x\.imagination\.share"):

@@ -133,7 +133,7 @@ def test_accuracies_count_next_frames_only_and_no_padding(
 
     def measure(predicted: torch.Tensor) -> dict[str, float]:
         found = world_model_accuracy(predicted, reward_logits, tokens, batch)
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(hits / number) for name, (hits, number) in found.items()}
 
     counted = 36 * (2 + 1)
     assert measure(prophet)["accuracy/tokens"] == 1.0

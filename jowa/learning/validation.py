@@ -1,0 +1,81 @@
+"""How well a phase does on episodes that it never learns from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from jowa.data.sampler import Balance, Sampler
+from jowa.data.segments import SegmentDataset
+from jowa.errors import UserError
+from jowa.learning.compute import Compute
+from jowa.learning.objective import Metrics, Objective
+
+_SEED = 0x76616C  # apart from those of training
+
+
+def check_hold_out(hold_out: int) -> None:
+    """Raises UserError for a share of episodes that cannot be held out."""
+    if hold_out == 1 or hold_out < 0:
+        raise UserError(
+            f"hold_out is {hold_out}: give 2 or more, such as 20 for one episode in 20, or 0 to "
+            f"learn from all."
+        )
+
+
+def averages(metrics: Metrics, compute: Compute) -> dict[str, float]:
+    """Metrics as numbers, over all processes; a share of nothing, as of rewards in a batch without
+    any, is left out."""
+    one = torch.ones((), device=compute.device)
+    rows = [v.float() if v.ndim else torch.stack([v.float(), one]) for v in metrics.values()]
+    parts = compute.processes.average(torch.stack(rows))
+    values = (parts[:, 0] / parts[:, 1]).tolist()
+    return {k: v for k, v in zip(metrics, values, strict=True) if math.isfinite(v)}
+
+
+class Validation:
+    """Losses and accuracies on some batches of held-out segments, the same ones every time.
+
+    Every process takes its share of each batch. Segments are not chosen by their rewards, whatever
+    training does.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentDataset,
+        batches: int,
+        batch_size: int,
+        balance: Balance,
+        compute: Compute,
+    ) -> None:
+        self.dataset, self.batches, self.compute = dataset, batches, compute
+        processes = compute.processes
+        self._sampler = Sampler(
+            dataset,
+            batch_size,
+            seed=_SEED,
+            balance=balance,
+            rank=processes.rank,
+            world_size=processes.size,
+        )
+
+    @torch.no_grad()
+    def __call__(self, objective: Objective) -> dict[str, float]:
+        """Metrics by name, `validation/...`; the objective is left as it was."""
+        training = objective.training
+        objective.eval()
+        totals: Metrics = {}
+        drawn = (self._sampler.at(number) for number in range(self.batches))
+        batches = [self.dataset.batch(*chosen) for chosen in drawn]
+        counted = [objective.counts(batch.to(self.compute.device)) for batch in batches]
+        # Means over all batches: each is given the mean of what they hold.
+        counts = self.compute.processes.average(torch.stack(counted).mean(0))
+        for batch in batches:
+            with self.compute.autocast():
+                _, metrics, _ = objective(batch.to(self.compute.device), counts, detailed=True)
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value / self.batches
+        objective.train(training)
+        values = averages(totals, self.compute)
+        return {f"validation/{name}": value for name, value in values.items()}
