@@ -110,14 +110,17 @@ def _add(curve: Curve, entry: dict[str, object], step: float) -> None:
 
 
 def plot_metric(metric: str, curves: Sequence[Curve]) -> Figure:
-    """One panel: the metric of every curve over steps, with a line where a phase begins."""
+    """One panel: the metric of every curve over steps, dashed on held-out episodes where it was
+    measured there, with a line where a phase begins."""
     with mpl.rc_context(STYLE):
         figure, axes = panel(3.7, 2.3)
         drawn = []
         for colour, curve in zip(cycle(len(curves)), curves, strict=True):
+            for name, line in ((metric, "-"), (f"validation/{metric}", "--")):
+                if name in curve.metrics:
+                    steps, values = _thin(np.array(curve.metrics[name]))
+                    axes.plot(steps, values, line, color=COLOURS[colour], linewidth=1.5)
             if metric in curve.metrics:
-                steps, values = _thin(np.array(curve.metrics[metric]))
-                axes.plot(steps, values, color=COLOURS[colour], linewidth=1.5)
                 drawn.append(curve)
         _mark_phases(axes, drawn)
         axes.set_title(metric)

@@ -38,3 +38,15 @@ def test_plots_are_valid_scalable_svg_with_the_page_colours():
     assert "width" not in root.attrib and "viewBox" in root.attrib
     assert "var(--series-1)" in text and "#2563c9" not in text
     assert len(text) < 200 * MAX_POINTS
+
+
+def test_held_out_episodes_are_drawn_dashed_beside_what_was_learned_from():
+    learned, held_out = [(0.0, 3.0), (9.0, 1.0)], [(9.0, 2.0)]
+    both = {"loss": learned, "validation/loss": held_out}
+    plain = plot_metric("loss", [Curve("a", {"loss": learned}, [("p", 0.0)])])
+    figure = plot_metric("loss", [Curve("a", both, [("p", 0.0)])])
+    assert len(plain.axes[0].lines) == 1
+    first, second = figure.axes[0].lines
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
+    assert first.get_color() == second.get_color()
+    assert second.get_xydata().tolist() == [[9.0, 2.0]]
