@@ -72,11 +72,13 @@ def make_model() -> ModelMaker:
         )
         options = {"vocabulary": VOCABULARY, "q_width": 16, "q_members": 2, "atoms": 11} | options
         model = WorldActionModel(WorldActionConfig(sizes, **options))
-        if model.config.codebook_width:
-            model.set_codebook(torch.randn_like(model.codebook))
+        for name in ("codebook", "pictures"):
+            if hasattr(model, name):
+                getattr(model, name).normal_()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "norm" not in name and "ln" not in name:
+                # The reader starts at full scale; the rest at a fiftieth of it.
+                if not any(word in name for word in ("norm", "ln", "reader")):
                     parameter.mul_(scale)
         return model.eval()
 

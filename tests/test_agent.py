@@ -30,7 +30,9 @@ def make_agent(
     inputs = batch.observations, batch.games, batch.mask_padding, batch.keys
     tokenizer.learn(tokenizer.train().loss(*inputs).statistics)
     model = make_model(scale=10.0, **ALL)
-    model.set_codebook(tokenizer.codebook)
+    model.set_codes(tokenizer)
+    with torch.no_grad():
+        model.reader.out.weight.mul_(30)  # so that actions depend on frames
 
     def make(horizon: int = 1, context: int = 4, **options: Any) -> Agent:
         planner = PlannerConfig(

@@ -139,7 +139,7 @@ def test_a_mistake_is_one_sentence_that_names_it(
         ("model.transformer.heads=3", ["128", "3 heads"]),
         ("model.vocabulary=12", ["12", "1024"]),
         ("model.codebook_width=63", ["63", "64"]),
-        ("model.codebook_width=0", ["summary_width", "64"]),
+        ("model.summary_dropout=1", ["summary_dropout", "0 or more"]),
         ("model.transformer.attention=flash", ["flash", "sdpa"]),
     ],
 )

@@ -181,7 +181,7 @@ class Objective(nn.Module):
         if batch.observations.ndim == 3:
             return batch.observations
         B, L = batch.actions.shape
-        model.set_codebook(self.tokenizer.codebook)
+        model.set_codes(self.tokenizer)
         frames = batch.observations.flatten(0, 1).unsqueeze(1)
         return self.tokenizer.encode(frames, batch.games.repeat_interleave(L)).view(B, L, -1)
 

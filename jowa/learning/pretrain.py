@@ -28,6 +28,7 @@ from jowa.learning.tokenize import (
 )
 from jowa.learning.trainer import Trainer
 from jowa.learning.validation import check_hold_out
+from jowa.models.patch_tokenizer import PatchTokenizerConfig
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import WorldActionModel
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig) -> Path:
     started_from = fill_initial(config, files, tokenizer, model)
     processes = compute.processes
     run = processes.in_turn(lambda: open_run(config.run, config))
-    model.set_codebook(tokenizer.codebook)
+    model.set_codes(tokenizer)
     sample = picture_batch(files).to(compute.device)
     trainer = Trainer(
         run,
@@ -138,6 +139,14 @@ def check_sizes(config: PretrainConfig) -> None:
         raise UserError(
             f"model.transformer.attention is {model.transformer.attention!r}: use sdpa or matmul."
         )
+    dropouts = {
+        "model.transformer.dropout": model.transformer.dropout,
+        "model.q_dropout": model.q_dropout,
+        "model.summary_dropout": model.summary_dropout,
+    }
+    for name, share in dropouts.items():
+        if not 0 <= share < 1:
+            raise UserError(f"{name} is {share}: it is a share, use 0 or more and less than 1.")
     if model.bell_start and not model.distributional:
         raise UserError(
             f"model.bell_start is {model.bell_start}, but with model.distributional=false there "
@@ -153,8 +162,9 @@ def check_sizes(config: PretrainConfig) -> None:
             f"model.codebook_width is {model.codebook_width}: use {tokenizer.code_width}, the "
             f"tokenizer's code_width, or 0 to embed tokens by their id only."
         )
-    if model.summary_width and not model.codebook_width:
+    if model.summary_width and not isinstance(tokenizer, PatchTokenizerConfig):
         raise UserError(
-            f"model.summary_width is {model.summary_width} but model.codebook_width is 0: the "
-            f"summary reads codebook vectors; set codebook_width to {tokenizer.code_width}."
+            f"model.summary_width is {model.summary_width}, which reads the picture of each token, "
+            f"but tokens of this tokenizer have none of their own: set it to 0 or use "
+            f"tokenizer=nano."
         )

@@ -218,4 +218,4 @@ def freeze(tokenizer: Tokenizer, model: WorldActionModel) -> None:
     """Ends the tokenizer's training and gives the model its final codebook."""
     tokenizer.requires_grad_(False)
     tokenizer.eval()
-    model.set_codebook(tokenizer.codebook)
+    model.set_codes(tokenizer)

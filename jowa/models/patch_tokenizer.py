@@ -10,6 +10,7 @@ M patches, P = 196 pixels a patch, C code width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,11 @@ class PatchTokenizer(Tokenizer):
             residual = from_patches(self.decoder(F.embedding(tokens, self.codes)))
             frames = self.background[games].float() / 255.0 + residual
             return frames.clamp(0.0, 1.0).unsqueeze(1)
+
+    @torch.no_grad()
+    def code_pictures(self) -> Tensor:
+        with torch.autocast(self.codes.device.type, enabled=False):
+            return cast(Tensor, self.decoder(self.codes))
 
     def loss(
         self,

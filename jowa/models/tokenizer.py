@@ -110,6 +110,11 @@ class Tokenizer(nn.Module, ABC):
         """Takes a game's median frame, uint8 (84, 84); only for those that need one."""
         raise NotImplementedError(f"{type(self).__name__} has no background")
 
+    def code_pictures(self) -> Tensor:
+        """(V, 196): what each code alone looks like, 14x14 pixels less the background, in [-1, 1];
+        only where a token is the picture of its own patch."""
+        raise NotImplementedError(f"{type(self).__name__} decodes all tokens of a frame together")
+
     def fingerprint(self) -> str:
         """sha256 (hex) of everything that decides which tokens a frame becomes."""
         digest = hashlib.sha256(type(self).__name__.encode())

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
+from jowa.models.frame_reader import PATCH, FrameReader
 from jowa.models.heads import QEnsemble, classifier
+from jowa.models.tokenizer import Tokenizer
 from jowa.models.transformer import Transformer, TransformerConfig
 
 FRAME_TOKENS = 36
@@ -29,12 +31,13 @@ class WorldActionConfig:
 
     codebook_width > 0 embeds an observation token by its projected codebook vector (plus a
     learned row); copy_previous feeds the previous frame's token at the place to be predicted
-    and lets a gate raise its logit; summary_width > 0 adds an MLP of that width over the codebook
-    vectors of a frame and the one before to its last token, where Q is read, so that Q need not
-    wait for attention to learn where things are; bell_start > 0 is the deviation of the initial
-    return bell. Ablations of the paper: distributional=False has Q heads give expected returns,
-    to be trained by squared error, instead of distributions over `atoms`; task_embedding=False
-    leaves the model to recognise the game by its frames.
+    and lets a gate raise its logit; summary_width > 0 adds what convolutions and an MLP of that
+    width read from the pictures of a frame and the one before to its last token, where Q is read,
+    so that Q need not wait for attention to learn where things are (summary_dropout is theirs);
+    bell_start > 0 is the deviation of the initial return bell. Ablations of the paper:
+    distributional=False has Q heads give expected returns, to be trained by squared error, instead
+    of distributions over `atoms`; task_embedding=False leaves the model to recognise the game by
+    its frames.
     """
 
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
@@ -48,6 +51,7 @@ class WorldActionConfig:
     codebook_width: int = 0
     copy_previous: bool = False
     summary_width: int = 0
+    summary_dropout: float = 0.0
     bell_start: float = 0.0
     q_dropout: float = 0.01
     task_embedding: bool = True
@@ -76,7 +80,7 @@ class Tables(NamedTuple):
 
     observation: Tensor  # (V + 1, D), last row zeros: the place is not an observation's
     hint: Tensor | None  # (V + 1, D), last row: there is no previous frame
-    codes: Tensor | None  # (V + 1, C), the codebook and a row of zeros
+    pictures: Tensor | None  # (V + 1, 196), what each code looks like, and a row of zeros
 
 
 class WorldActionModel(nn.Module):
@@ -85,6 +89,7 @@ class WorldActionModel(nn.Module):
     support: Tensor
     legal_actions: Tensor
     codebook: Tensor
+    pictures: Tensor
 
     def __init__(self, config: WorldActionConfig) -> None:
         super().__init__()
@@ -107,12 +112,8 @@ class WorldActionModel(nn.Module):
             if config.codebook_width:
                 self.hint_projection = nn.Linear(config.codebook_width, D, bias=False)
         if config.summary_width:
-            assert config.codebook_width, "checked with the configuration"
-            self.summary = nn.Sequential(
-                nn.Linear(2 * FRAME_TOKENS * config.codebook_width, config.summary_width),
-                nn.GELU(),
-                nn.Linear(config.summary_width, D),
-            )
+            self.register_buffer("pictures", torch.zeros(V, PATCH * PATCH))
+            self.reader = FrameReader(config.summary_width, D, config.summary_dropout)
         self.observation_head = classifier(D, V)
         self.reward_head = classifier(D, 3)
         self.end_head = classifier(D, 2)
@@ -142,9 +143,7 @@ class WorldActionModel(nn.Module):
             nn.init.zeros_(self.observation_embedding.weight)
             nn.init.normal_(self.codebook_projection.weight, 0.0, self.config.codebook_width**-0.5)
         if self.config.summary_width:
-            for layer in self.summary:
-                if isinstance(layer, nn.Linear):
-                    nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5)
+            self.reader.initialise()
         if self.config.bell_start:
             assert self.config.distributional, "checked with the configuration"
             self.q_head.start_near_zero(self.support, NUM_ACTIONS, self.config.bell_start)
@@ -165,22 +164,25 @@ class WorldActionModel(nn.Module):
         self.target_q_head.requires_grad_(False)
 
     @torch.no_grad()
-    def set_codebook(self, codebook_VC: Tensor) -> None:
-        """Takes over the tokenizer's codebook; does nothing if tokens are embedded by id only."""
+    def set_codes(self, tokenizer: Tokenizer) -> None:
+        """Takes over what the model uses of the tokenizer: codebook vectors, codes' pictures."""
         if self.config.codebook_width:
-            self.codebook.copy_(codebook_VC)
+            self.codebook.copy_(tokenizer.codebook)
+        if self.config.summary_width:
+            self.pictures.copy_(tokenizer.code_pictures())
 
     def tables(self) -> Tables:
         """The embedding of each observation token, as itself and as a hint."""
-        observation, hint, codes = self.observation_embedding.weight, None, None
+        observation, hint, pictures = self.observation_embedding.weight, None, None
         if self.config.codebook_width:
             observation = observation + self.codebook_projection(self.codebook).float()
-            codes = F.pad(self.codebook, (0, 0, 0, 1))
         if self.config.copy_previous:
             hint = self.hint_embedding.weight
             if self.config.codebook_width:
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
-        return Tables(F.pad(observation, (0, 0, 0, 1)), hint, codes)
+        if self.config.summary_width:
+            pictures = F.pad(self.pictures, (0, 0, 0, 1))
+        return Tables(F.pad(observation, (0, 0, 0, 1)), hint, pictures)
 
     def previous_frames(self, obs_tokens: Tensor) -> Tensor:
         """(B, L, 36): the frame before each of (B, L, 36); V where there is none."""
@@ -193,22 +195,18 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def summarise(self, frame: Tensor, before: Tensor, tables: Tables) -> Tensor:
-        """(..., D) to add at the last token of frames (..., 36), `before` being what
-        `summary_of_previous` makes of the frames that they follow."""
-        first = cast(nn.Linear, self.summary[0])
-        inputs = F.linear(self._codes(frame, tables), first.weight[:, : first.in_features // 2])
-        return self.summary[1:](inputs + before)
+    def summarise(self, frame: Tensor, past: Tensor, tables: Tables) -> Tensor:
+        """(N, D) to add at the last token of frames (N, 36), `past` being what `past_of` makes of
+        the frames that they follow."""
+        return cast(Tensor, self.reader(self._pictures(frame, tables), past))
 
-    def summary_of_previous(self, previous: Tensor, tables: Tables) -> Tensor:
-        """What the frames before, tokens (..., 36) or V where there is none, add to summaries."""
-        first = cast(nn.Linear, self.summary[0])
-        weight = first.weight[:, first.in_features // 2 :]
-        return F.linear(self._codes(previous, tables), weight, first.bias)
+    def past_of(self, previous: Tensor, tables: Tables) -> Tensor:
+        """What frames, tokens (N, 36) or V where there is none, add to those that follow them."""
+        return self.reader.past(self._pictures(previous, tables))
 
-    def _codes(self, frame: Tensor, tables: Tables) -> Tensor:
-        assert tables.codes is not None
-        return F.embedding(frame, tables.codes).flatten(-2)
+    def _pictures(self, frame: Tensor, tables: Tables) -> Tensor:
+        assert tables.pictures is not None
+        return F.embedding(frame, tables.pictures)
 
     def embed(
         self,
@@ -227,9 +225,9 @@ class WorldActionModel(nn.Module):
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
         if self.config.summary_width:
-            before = self.summary_of_previous(self.previous_frames(obs_tokens), tables)
-            summary = self.summarise(obs_tokens, before, tables)
-            last = observations[:, :, -1:] + summary.unsqueeze(2).to(observations.dtype)
+            past = self.past_of(self.previous_frames(obs_tokens).flatten(0, 1), tables)
+            summary = self.summarise(obs_tokens.flatten(0, 1), past, tables).view(B, L, 1, -1)
+            last = observations[:, :, -1:] + summary.to(observations.dtype)
             observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)
         if hints is not None and tables.hint is not None:

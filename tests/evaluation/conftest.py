@@ -36,7 +36,7 @@ def make_run(
             tokenizer.set_background(get(name).id, torch.from_numpy(env.reset(np.array([1]))[0]))
             env.close()
         model = make_model(seed=seed, scale=10.0, **SIZES)
-        model.set_codebook(tokenizer.codebook)
+        model.set_codes(tokenizer)
         modules = {"model": model, "tokenizer": tokenizer}
         state = {
             "model": dataclasses.asdict(model.config),

@@ -52,7 +52,7 @@ def make_objective(make_tokenizer: Maker, make_model: Maker, data: list[EpisodeF
         with torch.no_grad():
             tokenizer.learn(Objective(tokenizer, None, only).train()(seen).statistics)
             model.end_head[-1].bias[0] += going
-        model.set_codebook(tokenizer.codebook)
+        model.set_codes(tokenizer)
         return objective.eval()
 
     return make

@@ -68,7 +68,7 @@ def test_tokens_are_embedded_by_their_code(make_model: Maker) -> None:
     model = make_model(codebook_width=4)
     codes = torch.randn(V, 4)
     codes[9] = codes[4]
-    model.set_codebook(codes)
+    model.codebook.copy_(codes)
     obs, actions, games = inputs()
     obs[obs == 9] = 4
     same = torch.where(torch.rand(obs.shape) < 0.5, obs.masked_fill(obs == 4, 9), obs)
@@ -77,7 +77,7 @@ def test_tokens_are_embedded_by_their_code(make_model: Maker) -> None:
         model(same, actions, games).hidden, model(obs, actions, games).hidden
     )
     before = model(obs, actions, games).hidden
-    model.set_codebook(torch.randn(V, 4))
+    model.codebook.normal_()
     assert (model(obs, actions, games).hidden - before).abs().max() > 1e-3
 
 

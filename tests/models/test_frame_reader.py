@@ -1,0 +1,104 @@
+"""The reader: DQN's convolutions over the tokens' pictures, in frames as in dreams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jowa.data.episodes import EpisodeFile
+from jowa.models.frame_reader import FrameReader
+
+Maker = Callable[..., Any]
+
+
+def plain_kernel(folded: Tensor, stride: int) -> Tensor:
+    """The kernel (O, C, 2s, 2s) of which (O, C·s·s, 2, 2) are the weights over cells of s x s."""
+    O, channels = folded.shape[:2]
+    C = channels // stride**2
+    cells = folded.view(O, C, stride, stride, 2, 2)
+    return cells.permute(0, 1, 4, 2, 5, 3).reshape(O, C, 2 * stride, 2 * stride)
+
+
+@torch.no_grad()
+def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
+    data: list[EpisodeFile], make_tokenizer: Maker
+) -> None:
+    torch.manual_seed(0)
+    reader = FrameReader(hidden=12, width=5, dropout=0.0)
+    reader.initialise()
+    for layer in (reader.newest, reader.second, reader.hidden):
+        layer.bias.normal_()
+    tokenizer, game = make_tokenizer(), data[0].game
+    tokenizer.codes.normal_()
+    tokens = torch.randint(0, tokenizer.vocabulary, (2, 6, 36))
+    pictures = tokenizer.code_pictures()
+    ours = reader(pictures[tokens[0]], reader.past(pictures[tokens[1]]))
+
+    # The decoder's pictures may leave the range of grey levels, which `decode` does not.
+    residual = tokenizer.decoder(tokenizer.codes)
+    assert torch.equal(pictures, residual)
+    frames = []
+    for part in tokens:
+        grid = residual[part].view(6, 6, 6, 14, 14).permute(0, 1, 3, 2, 4).reshape(6, 1, 84, 84)
+        frames.append(grid)
+        games = torch.full((6,), game.id)
+        background = tokenizer.background[games].unsqueeze(1) / 255
+        shown = (background + grid).clamp(0, 1)
+        torch.testing.assert_close(tokenizer.decode(part, games), shown)
+    newest, before = (plain_kernel(c.weight, 4) for c in (reader.newest, reader.before))
+    x = F.conv2d(4 * frames[0], newest, reader.newest.bias, stride=4)
+    x = F.relu(x + F.conv2d(4 * frames[1], before, stride=4))
+    x = F.relu(F.conv2d(x, plain_kernel(reader.second.weight, 2), reader.second.bias, stride=2))
+    torch.testing.assert_close(ours, reader.out(F.relu(reader.hidden(x.flatten(1)))))
+
+
+@torch.no_grad()
+def test_q_sees_this_frame_and_the_one_before_as_pictures(make_model: Maker) -> None:
+    """Codes that look alike are read alike, others are not; the first frame follows nothing."""
+    model = make_model(summary_width=8, scale=3.0)
+    model.pictures[5] = model.pictures[3]
+    model.observation_embedding.weight[5] = model.observation_embedding.weight[3]
+    tokens = torch.randint(6, 24, (1, 3, 36))
+    actions, games = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+
+    def last(frame: int, code: int) -> Tensor:
+        changed = tokens.clone()
+        changed[0, frame, 7] = code
+        return model.embed(changed, actions, games, None).view(3, 37, -1)[:, 35]
+
+    for frame in range(3):
+        assert torch.equal(last(frame, 3), last(frame, 5))
+        moved = (last(frame, 3) != last(frame, 4)).any(-1).tolist()
+        assert moved == [i in (frame, frame + 1) for i in range(3)]
+    none = model.past_of(torch.full((1, 36), model.config.vocabulary), model.tables())
+    assert (none == 0).all()
+
+
+def test_gradients_reach_all_of_it(make_model: Maker) -> None:
+    model = make_model(summary_width=8, scale=3.0).train()
+    tokens = torch.randint(0, 24, (2, 3, 36))
+    actions, games = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    model(tokens, actions, games, world=False).q_logits.square().sum().backward()
+    for name, parameter in model.reader.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_translated_things_are_read_by_the_same_kernels(seed: int) -> None:
+    """A thing four pixels further on is the same reading one cell further on."""
+    reader = FrameReader(hidden=4, width=3, dropout=0.0)
+    rng = np.random.default_rng(seed)
+    thing = torch.from_numpy(rng.normal(size=(5, 3))).float()
+    readings = []
+    for shift in (0, 4):
+        frame = torch.zeros(84, 84)
+        frame[30 + shift : 35 + shift, 41:44] = thing
+        pictures = frame.view(6, 14, 6, 14).transpose(1, 2).reshape(1, 36, 196)
+        readings.append(reader.past(pictures))
+    torch.testing.assert_close(readings[0][:, :, :-1], readings[1][:, :, 1:])
