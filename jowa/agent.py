@@ -331,7 +331,8 @@ def load(
     planner: PlannerConfig | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Agent:
-    """The agent of a run directory or checkpoint; greedy unless a planner is given.
+    """The agent of a run directory, a checkpoint or a file of `jowa export-weights`, or one that
+    comes with jowa, by its name; greedy unless a planner is given.
 
     Raises UserError where there is none, or it is damaged.
     """

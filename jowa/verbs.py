@@ -76,6 +76,11 @@ VERBS = {
         "jowa.learning.import_weights:import_weights",
         "make a checkpoint of published weights",
     ),
+    "export-weights": Verb(
+        "jowa.learning.config:ExportWeightsConfig",
+        "jowa.learning.export_weights:export_weights",
+        "make one small file of a checkpoint",
+    ),
     "watch": Verb(
         "jowa.evaluation.config:WatchConfig",
         "jowa.evaluation.watch:watch",

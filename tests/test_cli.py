@@ -71,6 +71,8 @@ from jowa.games import GAMES
             )
         ),
         (["evaluate", "checkpoint=nowhere", "out=x.json"], ["nowhere"]),
+        (["export-weights", "checkpoint=nowhere", "out=x.safetensors"], ["nowhere"]),
+        (["export-weights", "checkpoint=x", "out=x.pt"], ["x.pt", "*.safetensors"]),
         (["watch", "checkpoint=nowhere", "game=Pong"], ["nowhere"]),
         (["report", "out=x", "scores=[nowhere.json]"], ["nowhere.json"]),
         (["report", "out=x", "runs=[nowhere]"], ["nowhere"]),

@@ -7,7 +7,6 @@ import.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,12 +27,12 @@ class AgentBehaviour:
     ) -> None:
         import jowa.agent
         from jowa.evaluation.planners import planners
-        from jowa.learning.checkpoint import load
+        from jowa.learning.checkpoint import find, load
         from jowa.learning.compute import ComputeConfig, resolve
 
         # One thread, whatever the number of workers: it bears on how sums are rounded.
         compute = resolve(ComputeConfig(device, "float32", threads=1))
-        tokenizer, model = jowa.agent.build(load(Path(checkpoint)))
+        tokenizer, model = jowa.agent.build(load(find(checkpoint)))
         planner = planner or jowa.agent.PlannerConfig(beam_width=1, horizon=0)
         ((planner, _),) = planners(planner, model.config, [game])
         # The clock must not choose how frames are decoded, for that bears on rounding too.
@@ -59,17 +58,17 @@ class AgentBehaviour:
 
 
 def inspect(checkpoint: str, games: Sequence[Game], device: str) -> tuple[str, dict[str, str]]:
-    """The folder of a checkpoint and the sha256 sums of its weights.
+    """What to call a checkpoint, and the sha256 sums of its weights.
 
     Raises UserError if there is none, it is damaged, never saw one of the games, or `device` is
     missing.
     """
     from jowa.evaluation.evaluate import playable, weights
-    from jowa.learning.checkpoint import find, load
+    from jowa.learning.checkpoint import find, load, named
     from jowa.learning.compute import ComputeConfig, resolve
 
     resolve(ComputeConfig(device, "float32", threads=1))
     folder = find(checkpoint)
     saved = load(folder)
     playable([game.name for game in games], saved, folder)
-    return str(folder), weights(saved)
+    return named(folder), weights(saved)

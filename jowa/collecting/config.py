@@ -40,7 +40,9 @@ class CollectConfig:
                        burst_steps; shares add up to 1. Behaviours and what else they take:
                          random    every action as likely
                          scripted  the game's teacher
-                         agent     a trained agent: checkpoint, planner (greedy if left out)
+                         agent     a trained agent: checkpoint (a run, a file of
+                                   `jowa export-weights`, or one that comes with jowa, such as
+                                   nano), planner (greedy if left out)
                          search    of the emulator, privileged: search.lookahead, .horizon,
                                    .replan, .gamma, .life_penalty
                          learner   the whole experience of an online agent: learner

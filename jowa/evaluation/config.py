@@ -41,7 +41,8 @@ class EvaluateConfig:
     Stopped at any moment, the same command goes on where it was. On a CPU with the same number of
     threads the scores repeat exactly, in one process, in several and after a stop.
 
-    checkpoint         a run directory or one of its checkpoints
+    checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
+                       where nothing lies at that path, an agent that comes with jowa, such as nano
     games              what to play; empty is every game the checkpoint was trained on
     label              name of this evaluation in tables; NAME/0, NAME/1, ... are seeds of one agent
     out                the scores file; evaluations of other labels in it are kept
@@ -86,7 +87,8 @@ class TuneConfig:
     cheapest is taken, by imagined frames and then by context. `jowa evaluate tuned=FILE` uses it.
     Stopped at any moment, the same command goes on where it was.
 
-    checkpoint         a run directory or one of its checkpoints
+    checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
+                       where nothing lies at that path, an agent that comes with jowa, such as nano
     games              what to play; empty is every game the checkpoint was trained on
     out                where the choice and all scores go
     contexts           past frames that the agent sees
@@ -130,7 +132,8 @@ class WatchConfig:
     """Films one episode of a trained agent: the screen, and beside it the frame that the agent
     gets, what its tokens keep of it, Q by action, and the futures that the planner imagines.
 
-    checkpoint         a run directory or one of its checkpoints
+    checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
+                       where nothing lies at that path, an agent that comes with jowa, such as nano
     game               what to play
     out                the film, *.mp4
     planner            greedy, beam or mcts, with beam_width, horizon, context and more

@@ -225,7 +225,7 @@ def _evaluation(work: _Evaluating) -> Evaluation:
         work.config.label,
         {game.name: grouped[game.name] for game in work.games},
         {**work.settings, **outcome},
-        str(work.folder),
+        checkpoints.named(work.folder),
         {"weights": work.weights, "versions": versions(), "config": config, "machines": unique},
     )
 

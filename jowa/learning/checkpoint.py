@@ -1,9 +1,10 @@
 """Checkpoints: a directory a step, complete or not there.
 
 Layout of `RUN/checkpoints/step_00001000/`: `model.safetensors`, `tokenizer.safetensors`,
-`training.safetensors` (optimiser and random state; absent in shipped weights), `state.json`
+`training.safetensors` (optimiser and random state; absent in imported weights), `state.json`
 (sizes, position, score, configuration, versions, sha256 sums of the others) and, written last,
-`COMPLETE`.
+`COMPLETE`. Where one is read, a file of `jowa export-weights` will do, and so will the name of an
+agent that comes with jowa as such a file.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 
 from jowa.errors import UserError
 from jowa.files import write_atomically
+from jowa.learning import weight_file
 from jowa.learning.retention import kept
+from jowa.learning.weight_file import Tensors
 
 FORMAT = 2  # 2: the tokenizer has a kind
-Tensors = dict[str, Tensor]
+_SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 
 @dataclass
@@ -96,42 +99,70 @@ def newest(run: Path) -> Path | None:
     return max(complete(run), default=None)
 
 
+def shipped() -> dict[str, Path]:
+    """The agents that come with jowa: files of `jowa export-weights`, by name."""
+    return {path.stem: path for path in sorted(_SHIPPED.glob(f"*{weight_file.SUFFIX}"))}
+
+
 def find(path: str | Path) -> Path:
-    """The checkpoint at `path`, itself one or a run directory; UserError if there is none."""
-    path = Path(path)
-    if (path / "COMPLETE").exists():
-        return path
-    if (found := newest(path)) is not None:
+    """The checkpoint at `path`, itself one, a run directory or a file of `jowa export-weights`;
+    else, if there is nothing, the agent of that name that comes with jowa.
+
+    UserError if there is none.
+    """
+    found = Path(path)
+    if found.is_file() or (found / "COMPLETE").exists():
         return found
+    if (last := newest(found)) is not None:
+        return last
+    names = shipped()
+    if str(path) in names:
+        if not found.exists():
+            return names[str(path)]
+        raise UserError(
+            f"there is no complete checkpoint in the folder {path}, which hides the agent of that "
+            f"name that comes with jowa: rename the folder, or work in another one."
+        )
     raise UserError(
-        f"there is no complete checkpoint in {path}: give a run directory or one of its "
-        f"checkpoints/step_* folders."
+        f"there is no complete checkpoint in {path}: give a run directory, one of its "
+        f"checkpoints/step_* folders, a file of `jowa export-weights`, or the name of an agent "
+        f"that comes with jowa ({', '.join(names) or 'none does'})."
     )
 
 
+def named(found: Path) -> str:
+    """What records call a checkpoint that `find` found: its path, or its name if it came with
+    jowa."""
+    return found.stem if found.parent == _SHIPPED else str(found)
+
+
+def origin(
+    found: Path, saved: Checkpoint, stems: tuple[str, ...] = ("model", "tokenizer")
+) -> dict[str, Any]:
+    """What a run remembers of the weights that it starts from."""
+    sums = {stem: saved.state["sha256"][stem] for stem in stems}
+    return {"checkpoint": named(found), "step": saved.step, "sha256": sums}
+
+
 def load(
-    folder: Path,
+    path: Path,
     stems: tuple[str, ...] = ("model", "tokenizer"),
     optional: tuple[str, ...] = (),
 ) -> Checkpoint:
-    """Reads state, the tensor files `stems` and those of `optional` that exist."""
+    """Reads state, the tensors `stems` and those of `optional` that exist, of what `find` found.
+
+    Those of a file are float32, whatever it holds them in.
+    """
+    if path.is_file():
+        return _load_file(path, stems)
     try:
-        state = json.loads((folder / "state.json").read_text())
-        if state["format"] > FORMAT:
-            raise UserError(
-                f"the checkpoint {folder} is of format {state['format']}, newer than this jowa "
-                f"reads ({FORMAT}): update jowa."
-            )
-        if state["format"] < FORMAT:
-            raise UserError(
-                f"the checkpoint {folder} is of format {state['format']}, from before jowa's first "
-                f"release, which this one ({FORMAT}) no longer reads: train anew."
-            )
-        files = {stem: folder / f"{stem}.safetensors" for stem in (*stems, *optional)}
+        state = json.loads((path / "state.json").read_text())
+        _check_format(path, state)
+        files = {stem: path / f"{stem}.safetensors" for stem in (*stems, *optional)}
         present = [stem for stem, file in files.items() if file.exists()]
         if absent := [stem for stem in stems if stem not in present]:
             raise UserError(
-                f"the checkpoint {folder} holds no {absent[0]}: give one of `jowa pretrain` or "
+                f"the checkpoint {path} holds no {absent[0]}: give one of `jowa pretrain` or "
                 f"`jowa finetune`; if this is one, delete that folder, and the one before it is "
                 f"used."
             )
@@ -141,10 +172,37 @@ def load(
         tensors = {stem: load_file(files[stem]) for stem in present}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"the checkpoint {folder} is damaged ({error}): delete that folder, and the one "
+            f"the checkpoint {path} is damaged ({error}): delete that folder, and the one "
             f"before it is used."
         ) from error
     return Checkpoint(state["step"], state, tensors)
+
+
+def _load_file(path: Path, stems: tuple[str, ...]) -> Checkpoint:
+    try:
+        state = weight_file.read_state(path)
+        _check_format(path, state)
+        tensors = weight_file.read_tensors(path, state) if stems else {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        mend = "install jowa again" if path.parent == _SHIPPED else "get or export it again"
+        raise UserError(
+            f"{path} is damaged, or no file of `jowa export-weights` ({error}): {mend}."
+        ) from error
+    return Checkpoint(state["step"], state, {stem: tensors[stem] for stem in stems})
+
+
+def _check_format(path: Path, state: dict[str, Any]) -> None:
+    """UserError for a state of another format than this jowa reads."""
+    if state["format"] > FORMAT:
+        raise UserError(
+            f"the checkpoint {path} is of format {state['format']}, newer than this jowa "
+            f"reads ({FORMAT}): update jowa."
+        )
+    if state["format"] < FORMAT:
+        raise UserError(
+            f"the checkpoint {path} is of format {state['format']}, from before jowa's first "
+            f"release, which this one ({FORMAT}) no longer reads: train anew."
+        )
 
 
 def fill(module: nn.Module, tensors: Tensors, what: str) -> None:

@@ -114,9 +114,11 @@ class PretrainConfig:
     data               episodes to read (root, games) and how: in memory if below `cache_gib`, else
                        from disk, `prefetch` batches ahead by each of `workers` processes; `tokens`
                        says where those are held: auto, memory, mapped or device
-    tokenizer_from     run or checkpoint of `jowa tokenize` to start from; null starts anew
-    start_from         run or checkpoint of `jowa pretrain` whose tokenizer and model to start
-                       from, such as the end of another run's stage 1; null starts anew
+    tokenizer_from     whose tokenizer to start from: a run or checkpoint of `jowa tokenize` or of
+                       others that train one, a file of `jowa export-weights`, or an agent that
+                       comes with jowa, such as nano; null starts anew
+    start_from         likewise, but of `jowa pretrain`, whose tokenizer and model to start from,
+                       such as the end of another run's stage 1; null starts anew
     tokenizer, model   sizes
     stage1, stage2     steps (0 leaves a stage out), batch, optimiser, losses
     objective          a group that sets the losses' weights: jowa, or the baselines cloning
@@ -147,7 +149,8 @@ class FinetuneConfig:
     """Fine-tunes a pretrained agent to a game it never saw, tokenizer and all.
 
     run                where checkpoints and logs go; the same command goes on where it stopped
-    checkpoint         run or checkpoint of `jowa pretrain`
+    checkpoint         run or checkpoint of `jowa pretrain`, or a file of `jowa export-weights`;
+                       where nothing lies at that path, an agent that comes with jowa, such as nano
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison
@@ -196,10 +199,28 @@ class ImportWeightsConfig:
 
 
 @dataclass
+class ExportWeightsConfig:
+    """Makes one small file of a checkpoint: tokenizer and model in half precision, with what its
+    state.json says. Other commands take the file wherever they take a checkpoint.
+
+    The same checkpoint gives the same file. What only its own run can use is left out: the
+    optimiser's state and the Q target head (fine-tuning starts with a copy of the Q head).
+
+    checkpoint         run or checkpoint of `jowa pretrain`, of `jowa finetune` or of
+                       `jowa import-weights`
+    out                the file, *.safetensors
+    """
+
+    checkpoint: str = MISSING
+    out: str = MISSING
+
+
+@dataclass
 class RunsConfig:
     """Lists the runs below a folder: what each trains, how far it is, its loss and its size.
 
-    A run is "going on" if it logged something within the last minute.
+    A run is "going on" if it logged something within the last minute. "from" says which weights it
+    started from, and how their sha256 sum begins.
 
     root               the folder
     """

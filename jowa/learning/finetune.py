@@ -69,6 +69,7 @@ def finetune(config: FinetuneConfig) -> Path:
             "model": saved.state["model"],
             "games": [game.name] if config.from_scratch else [*known, game.name],
             "config": dataclasses.asdict(config),
+            "started_from": None if config.from_scratch else checkpoints.origin(folder, saved),
         },
         seed=config.seed,
         compile=compute.compiles(config.compile),

@@ -123,8 +123,7 @@ def fill_initial(
         checkpoints.fill(model, saved.tensors["model"], f"the model of {folder}")
         # Games it never saw bring backgrounds of their own; the others keep theirs.
         set_backgrounds(tokenizer, [f for f in files if f.game.name not in saved.state["games"]])
-    sums = {stem: saved.state["sha256"][stem] for stem in stems}
-    return {"checkpoint": str(folder), "step": saved.step, "sha256": sums}
+    return checkpoints.origin(folder, saved, stems)
 
 
 def check_sizes(config: PretrainConfig) -> None:

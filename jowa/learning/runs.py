@@ -32,6 +32,7 @@ _COLUMNS = (
     "time",
     "best",
     "last",
+    "from",
     "size",
 )
 # By a key that only this command's configuration has: its name, its phases and their settings.
@@ -57,6 +58,7 @@ class RunState:
     seconds: float
     best: int | None  # the step of its best checkpoint in this phase, and of its newest
     last: int | None
+    started_from: str | None  # which weights, in short
 
 
 def list_runs(config: RunsConfig) -> None:
@@ -135,6 +137,7 @@ def _summary(
         seconds=newest["seconds"],
         best=_step(best),
         last=_step(complete[-1] if complete else None),
+        started_from=_origin(state.get("started_from")),
     )
 
 
@@ -185,6 +188,15 @@ def _step(checkpoint: Path | None) -> int | None:
     return None if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
 
 
+def _origin(started_from: dict[str, Any] | None) -> str | None:
+    """Such as `nano 1a2b3c4d` or `pretrain/step_00000500 1a2b3c4d`."""
+    if started_from is None:
+        return None
+    *runs, last = Path(started_from["checkpoint"]).parts
+    name = "/".join([*runs[-2:-1], last]) if runs[-1:] == ["checkpoints"] else last
+    return f"{name} {next(iter(started_from['sha256'].values()))[:8]}"
+
+
 def cells(run: RunState) -> tuple[str, ...]:
     """A table's cells of a run, between its name and its size."""
 
@@ -202,6 +214,7 @@ def cells(run: RunState) -> tuple[str, ...]:
         str(timedelta(seconds=round(run.seconds))),
         shown(run.best),
         shown(run.last),
+        shown(run.started_from),
     )
 
 

@@ -120,6 +120,7 @@ def test_runs_of_every_kind_and_state(tmp_path: Path, capsys: pytest.CaptureFixt
         "time": "0:10:00",
         "best": "9",
         "last": "10",
+        "from": "-",
         "size": "",
     }
     assert float(rows["done"]["size"].split()[0]) > 0
