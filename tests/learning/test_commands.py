@@ -281,3 +281,10 @@ def test_pictures_show_whole_segments(data: list[EpisodeFile]) -> None:
     batch = picture_batch(data)
     assert batch.mask_padding.all()
     assert sorted(batch.games.tolist()) == sorted(file.game.id for file in data)
+
+
+def test_a_fine_tuned_agent_reads_its_tokenizers_codes_as_they_are(done: Any) -> None:
+    """Its tokenizer's last update comes after the model was last told of the codes."""
+    player = agent.load(done["finetune"])
+    assert torch.equal(player.model.pictures, player.tokenizer.code_pictures())
+    assert torch.equal(player.model.codebook, player.tokenizer.codebook)

@@ -19,10 +19,10 @@ Maker = Callable[..., Any]
 
 def plain_kernel(folded: Tensor, stride: int) -> Tensor:
     """The kernel (O, C, 2s, 2s) of which (O, C·s·s, 2, 2) are the weights over cells of s x s."""
-    O, channels = folded.shape[:2]
+    outputs, channels = folded.shape[:2]
     C = channels // stride**2
-    cells = folded.view(O, C, stride, stride, 2, 2)
-    return cells.permute(0, 1, 4, 2, 5, 3).reshape(O, C, 2 * stride, 2 * stride)
+    cells = folded.view(outputs, C, stride, stride, 2, 2)
+    return cells.permute(0, 1, 4, 2, 5, 3).reshape(outputs, C, 2 * stride, 2 * stride)
 
 
 @torch.no_grad()
