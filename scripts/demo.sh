@@ -5,8 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/demo}
-mkdir -p "$out/done"
-timings=$out/timings.txt
+. scripts/stages.sh
 pretrained=$out/pretrain
 data=$out/data
 
@@ -23,21 +22,16 @@ left() { # seconds of stage $1 and all after it
 
 number=0
 stage() { # stage COMMAND...: runs the next stage unless it is finished
-    local name=${names[$number]} remaining seconds
+    local name=${names[$number]} remaining
     remaining=$(left "$number")
     number=$((number + 1))
-    if [ -f "$out/done/$name" ] && [ "$name" != install ]; then
+    if is_done "$name" && [ "$name" != install ]; then
         echo "[$number/${#names[@]}] $name: done before"
         return
     fi
     echo "[$number/${#names[@]}] $name (about $((remaining / 60)) min $((remaining % 60)) s left in all)"
-    seconds=$SECONDS
-    "$@"
-    [ -f "$out/done/$name" ] || echo "$((SECONDS - seconds)) $name" >>"$timings"
-    touch "$out/done/$name"
+    run_stage "$name" "$@"
 }
-
-jowa() { .venv/bin/jowa "$@"; }
 
 collect() {
     jowa collect experiment=demo root="$data"
@@ -67,7 +61,7 @@ stage jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" 
 stage evaluate_finetuned
 stage jowa watch experiment=demo checkpoint="$pretrained" out="$out/film.mp4"
 stage jowa report experiment=demo out="$out" scores="[$out/scores.json]" film="$out/film.mp4" \
-    runs="[$out/tokenizer,$pretrained,$out/finetune,$out/scratch]" timings="$timings"
+    runs="[$out/tokenizer,$pretrained,$out/finetune,$out/scratch]" timings="$out/timings.txt"
 
 echo
 echo "Scores:     $out/scores.json"
