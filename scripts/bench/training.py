@@ -40,20 +40,28 @@ from jowa.learning.losses import IGNORE
 from jowa.learning.objective import LossConfig, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.step import Step
+from jowa.models.flops import flops_per_token
+from jowa.models.tokenizer import FRAME_SIZE
 from jowa.models.tokenizers import build_tokenizer
-from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionConfig, WorldActionModel
+from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 
 FRAMES = 8
 
 
-def random_batch(size: int, vocabulary: int) -> Batch:
-    """Full segments of random tokens of three games."""
+def random_batch(size: int, vocabulary: int | None, frames: int = FRAMES) -> Batch:
+    """Full segments of random tokens of three games, or of random frames where there is no
+    vocabulary."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.tensor([GAMES[name].id for name in ("Pong", "Breakout", "Boxing")])
-    shape = (size, FRAMES)
+    shape = (size, frames)
     nowhere = torch.zeros(shape, dtype=torch.bool)
+    observations = (
+        torch.randint(0, 256, (*shape, FRAME_SIZE, FRAME_SIZE), generator=generator).byte()
+        if vocabulary is None
+        else torch.randint(0, vocabulary, (*shape, FRAME_TOKENS), generator=generator)
+    )
     return Batch(
-        observations=torch.randint(0, vocabulary, (*shape, FRAME_TOKENS), generator=generator),
+        observations=observations,
         actions=torch.randint(0, 18, shape, generator=generator),
         rewards=torch.randint(-1, 2, shape, generator=generator).float(),
         ends=nowhere,
@@ -62,22 +70,6 @@ def random_batch(size: int, vocabulary: int) -> Batch:
         imagined=nowhere,
         keys=torch.arange(size),
     )
-
-
-def flops_per_token(config: WorldActionConfig) -> float:
-    """Multiplications and additions of forward and backward, by sequence token, matrix products
-    only: 6 for each weight a token meets, 6·N·D·layers for (causal) attention over N tokens."""
-    D, layers = config.transformer.width, config.transformer.layers
-    N = FRAMES * BLOCK_TOKENS
-    blocks = layers * 12 * D * D
-    heads = (D * D + D * config.vocabulary) * FRAME_TOKENS / BLOCK_TOKENS
-    heads += (2 * D * D + 5 * D) / BLOCK_TOKENS
-    atoms = config.atoms if config.distributional else 1
-    q_layers = D * config.q_width + config.q_width**2 + config.q_width * 18 * atoms
-    q = config.q_members * q_layers / BLOCK_TOKENS
-    # The target head is a forward pass only.
-    attention = layers * N * D
-    return 6.0 * (blocks + heads + attention) + 8.0 * q
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
