@@ -89,9 +89,9 @@ class Experience:
         rewards = self.raw_rewards[episode.start : episode.stop, episode.environment]
         return float(rewards.sum(dtype=np.float64))
 
-    def stage(self, episode: Episode) -> int:
-        """The stage, 0 to STAGES - 1, in which the episode ends."""
-        return (episode.stop - 1) * STAGES // len(self.ends)
+    def stage(self, episode: Episode, first: int = 0) -> int:
+        """The stage, 0 to STAGES - 1, in which the episode ends, of the steps from `first` on."""
+        return (episode.stop - 1 - first) * STAGES // (len(self.ends) - first)
 
 
 def concatenate(parts: Sequence[Experience]) -> Experience:
@@ -103,21 +103,24 @@ def concatenate(parts: Sequence[Experience]) -> Experience:
     )
 
 
-def draw(experience: Experience, transitions: int, seed: int) -> list[Episode]:
+def draw(experience: Experience, transitions: int, seed: int, last: float = 1.0) -> list[Episode]:
     """Whole episodes of about `transitions` steps, uniform over the experience, in its order.
 
     Of each stage as large a part is drawn as of the whole, with no regard to what happened in an
     episode. The sum exceeds `transitions` by less than an episode; all that there is is given
-    where it is no more than that.
+    where it is no more than that. With `last` < 1 they are drawn from those that end in that last
+    part of the experience.
     """
-    episodes = experience.episodes()
-    if transitions >= experience.num_steps:
+    first = int(len(experience.ends) * (1.0 - last))
+    episodes = [episode for episode in experience.episodes() if episode.stop > first]
+    if transitions >= sum(episode.length for episode in episodes):
         return episodes
+    stages = [experience.stage(episode, first) for episode in episodes]
     rng = np.random.default_rng(seed)
     chosen: set[int] = set()
     taken = 0
     for stage in range(STAGES):
-        inside = [i for i, episode in enumerate(episodes) if experience.stage(episode) == stage]
+        inside = [i for i, number in enumerate(stages) if number == stage]
         # Sums from the start, so that what a stage has too much is made good by the next.
         quota = transitions * (stage + 1) / STAGES
         for i in rng.permutation(inside).tolist():

@@ -37,6 +37,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "learning_rate": (0.0, 1.0),
     "width": (1, 1024),
     "save_every": (1, math.inf),
+    "last": (0.001, 1),
 }
 
 
@@ -56,6 +57,8 @@ class LearnerConfig:
     life_loss      a lost life ends the return that the agent learns from; in the data only the
                    end of the game is an end
     save_every     steps between two saves, from which an interrupted run goes on
+    last           part of the learning, counted from its end, that the data are drawn from: 1 is
+                   all of it, 0.05 the play of an agent that has learned
     device         where the network learns: auto, cpu, cuda
     """
 
@@ -69,6 +72,7 @@ class LearnerConfig:
     width: int = 16
     life_loss: bool = True
     save_every: int = 16_384
+    last: float = 1.0
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -107,10 +111,11 @@ def record_learner(
 ) -> None:
     """Trains an agent on the game and writes about `transitions` transitions of all it did.
 
-    The data are whole episodes drawn uniformly over the learning, in its order, exploration
-    included; all of it where `transitions` is no less than `config.steps`. Only those that the
-    end of the learning cuts stop in the middle. For a seed the data are the same whether the run
-    was interrupted or not, on one kind of machine. The global random generators are seeded.
+    The data are whole episodes drawn uniformly over the learning, or over the last part of it that
+    `config.last` names, in its order, exploration included; all of it where `transitions` is no
+    less than `config.steps`. Only those that the end of the learning cuts stop in the middle. For a
+    seed the data are the same whether the run was interrupted or not, on one kind of machine. The
+    global random generators are seeded.
 
     While it learns, its state is in a folder beside `path` named like it but ending in
     `.learner`, from which the same call goes on; it is removed when the file is complete.
@@ -152,7 +157,7 @@ def record_learner(
         progress=report,
     )
     wanted = transitions if transitions < config.steps else experience.num_steps
-    kept = draw(experience, wanted, derived_seed(*seed, _DRAW))
+    kept = draw(experience, wanted, derived_seed(*seed, _DRAW), config.last)
     provenance = {
         **{"behaviour": "learner", "learner": settings, "transitions": transitions},
         **{"max_frames": max_frames, "seed": list(seed)},

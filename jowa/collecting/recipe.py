@@ -109,6 +109,8 @@ class Recipe:
                 tier["checkpoint"] = weights[tier["name"]]
             if "learner" in tier:
                 del tier["learner"]["device"]  # where it learns is no part of what is made
+                if tier["learner"]["last"] == 1.0:
+                    del tier["learner"]["last"]  # which recipes from before there was it mean
         values["recipe_version"] = _VERSION
         values["ale_py"] = importlib.metadata.version("ale-py")
         plain: dict[str, Any] = json.loads(json.dumps(values))

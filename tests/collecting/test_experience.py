@@ -62,6 +62,18 @@ def test_the_draw_holds_the_same_part_of_every_stage() -> None:
     assert sum(row["kept_episodes"] for row in rows) == len(episodes)
 
 
+def test_the_draw_may_be_from_the_last_part_only() -> None:
+    experience = synthetic(steps=20_000, environments=4, episode=25)
+    episodes = draw(experience, 2_000, seed=1, last=0.1)
+    assert min(e.stop for e in episodes) > 18_000
+    assert 2_000 <= sum(e.length for e in episodes) < 2_000 + 50
+    inside = curve(experience, episodes)[-2:]  # evenly over that part
+    assert all(abs(row["kept_transitions"] - 1000) < 100 for row in inside), inside
+    everything = draw(experience, 20_000, seed=1, last=0.1)
+    assert everything == [e for e in experience.episodes() if e.stop > 18_000]
+    assert draw(experience, 1, seed=1, last=1e-9)  # never nothing: some games end the experience
+
+
 def test_every_episode_is_as_likely_to_be_drawn_as_another() -> None:
     experience = synthetic(steps=400, environments=4, episode=5)
     episodes = experience.episodes()

@@ -159,6 +159,15 @@ def test_progress_rises_to_the_transitions(tmp_path: Path) -> None:
         assert 110 <= file.num_transitions < 210
 
 
+def test_expert_data_is_the_end_of_the_learning(tmp_path: Path) -> None:
+    path = tmp_path / "Breakout.h5"
+    record(path, transitions=40, last=0.25)
+    with EpisodeFile(path) as file:
+        assert file.num_transitions >= 40
+        kept = [row["kept_transitions"] for row in file.facts["curve"]]
+    assert sum(kept[15:]) == sum(kept) > 0
+
+
 class _Stop(Exception):
     pass
 
@@ -288,6 +297,7 @@ def test_what_is_missing_on_the_machine_is_named(
         ({"environments": 0}, "environments is 0"),
         ({"batch": 24}, "batch of 24 does not divide"),
         ({"learning_rate": 2.0}, "learning_rate is 2.0; use a number in 0.0 to 1.0"),
+        ({"last": 0.0}, "last is 0.0; use a number in 0.001 to 1"),
         ({"device": "tpu"}, "'tpu'; use one of auto, cpu, cuda"),
     ],
 )
