@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from jowa import games
 from jowa.cli import composed, config_folder
 from jowa.collecting.behaviours import Tier
+from jowa.collecting.learner import LearnerConfig
+from jowa.collecting.recipe import Recipe
 from jowa.collecting.teachers import TEACHERS
 from jowa.models.released import PRETRAINED_GAMES
 
@@ -29,11 +31,31 @@ def test_a_recipe_of_collected_data_is_whole(name: str) -> None:
 
 def test_the_recipes_are_of_the_games_they_say() -> None:
     assert set(composed("collect", ["experiment=teachers"]).games) == set(TEACHERS)
-    twenty = composed("collect", ["experiment=learner_20"])
-    assert set(twenty.games) > set(PRETRAINED_GAMES) and len(twenty.games) == 20
-    for name in ("learner_5", "learner_20"):
+    fifteen = composed("collect", ["experiment=learner_15"])
+    assert tuple(fifteen.games) == PRETRAINED_GAMES
+    held_out = composed("collect", ["experiment=learner_15_expert"]).games
+    assert held_out == composed("convert dqn_replay", ["experiment=dqn_replay_expert"]).games
+    assert len(held_out) == 5 and not set(held_out) & set(PRETRAINED_GAMES)
+    for name in ("learner_5", "learner_15", "learner_15_expert"):
         (tier,) = OmegaConf.to_object(composed("collect", [f"experiment={name}"])).tiers
         assert tier.behaviour == "learner" and tier.learner.steps >= 1_000_000
         # whole episodes come from all of the learning
         assert composed("collect", [f"experiment={name}"]).transitions <= tier.learner.steps
-    assert Path(composed("collect", ["experiment=learner_5"]).root).name == "learner_5"
+        assert Path(composed("collect", [f"experiment={name}"]).root).name == name
+
+
+def test_experts_have_learned_and_as_the_others_did() -> None:
+    (expert,) = composed("collect", ["experiment=learner_15_expert"]).tiers
+    (other,) = composed("collect", ["experiment=learner_15"]).tiers
+    assert expert.learner.last == 0.05 and other.learner.last == 1.0
+    other.learner.last = 0.05
+    assert expert.learner == other.learner
+
+
+def test_a_recipe_from_before_a_learner_could_be_an_expert_is_the_same() -> None:
+    def learners(last: float) -> Recipe:
+        tier = Tier("learner", "learner", 1.0, learner=LearnerConfig(last=last))
+        return Recipe(100, (tier,), 50, 0.0, 4000, 0, 50)
+
+    assert "last" not in learners(1.0).provenance()["tiers"][0]["learner"]
+    assert learners(1.0).digest() != learners(0.5).digest()
