@@ -233,8 +233,7 @@ class Objective(nn.Module):
         detailed: bool,
     ) -> tuple[Tensor, Metrics]:
         assert output.q_logits is not None and output.target_q_logits is not None
-        rem = self.config.rem and self.training
-        members = self._member_weights(output.q_logits) if rem else None
+        members = self._member_weights(output.q_logits) if self.config.rem else None
         legal = model.legal_actions[batch.games]
         targets = n_step_targets(
             batch.rewards, batch.ends, batch.mask_padding, self.config.gamma, self.config.n_step

@@ -60,11 +60,19 @@ class Validation:
             world_size=processes.size,
         )
 
-    @torch.no_grad()
     def __call__(self, objective: Objective) -> dict[str, float]:
         """Metrics by name, `validation/...`; the objective is left as it was."""
         training = objective.training
         objective.eval()
+        cuda = [self.compute.device] if self.compute.device.type == "cuda" else []
+        # What is drawn by chance is the same every time, and training goes on as if without.
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            torch.manual_seed(_SEED)
+            values = self._measure(objective)
+        objective.train(training)
+        return values
+
+    def _measure(self, objective: Objective) -> dict[str, float]:
         totals: Metrics = {}
         drawn = (self._sampler.at(number) for number in range(self.batches))
         batches = [self.dataset.batch(*chosen) for chosen in drawn]
@@ -76,6 +84,5 @@ class Validation:
                 _, metrics, _ = objective(batch.to(self.compute.device), counts, detailed=True)
             for name, value in metrics.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value / self.batches
-        objective.train(training)
         values = averages(totals, self.compute)
         return {f"validation/{name}": value for name, value in values.items()}

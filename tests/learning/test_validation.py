@@ -20,7 +20,7 @@ from jowa.learning.objective import LossConfig, share
 from jowa.learning.validation import Validation, averages
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-LOSSES = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0, n_step=2, rem=True)
+LOSSES = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0, n_step=2)
 Maker = Callable[..., Any]
 
 
@@ -47,7 +47,8 @@ def test_values_are_those_of_all_batches_as_one(
 
 
 def test_it_leaves_no_trace_and_repeats(held_out: SegmentDataset, make_objective: Maker) -> None:
-    objective = make_objective(dataclasses.replace(LOSSES, tokenizer=0.0)).train()
+    # REM draws weights by chance.
+    objective = make_objective(dataclasses.replace(LOSSES, tokenizer=0.0, rem=True)).train()
     validation = Validation(held_out, 2, 4, "games", CPU)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     random = torch.get_rng_state()
