@@ -311,7 +311,6 @@ def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActio
     if not fresh:
         fill(tokenizer, saved.tensors["tokenizer"], "the checkpoint's tokenizer")
         fill(model, saved.tensors["model"], "the checkpoint's model")
-        model.set_codes(tokenizer)  # which may have learned since the model was told
     return tokenizer, model
 
 
