@@ -77,8 +77,11 @@ def make_model() -> ModelMaker:
                 getattr(model, name).normal_()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                # The reader starts at full scale; the rest at a fiftieth of it.
-                if not any(word in name for word in ("norm", "ln", "reader")):
+                # The reader starts at full scale, the rest at a fiftieth of it; so that what it
+                # reads decides anything beside sharp opinions, only its last map grows.
+                if name == "reader.out.weight":
+                    parameter.mul_(3.0 * scale)
+                elif not any(word in name for word in ("norm", "ln", "reader")):
                     parameter.mul_(scale)
         return model.eval()
 

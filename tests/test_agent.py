@@ -31,8 +31,6 @@ def make_agent(
     tokenizer.learn(tokenizer.train().loss(*inputs).statistics)
     model = make_model(scale=10.0, **ALL)
     model.set_codes(tokenizer)
-    with torch.no_grad():
-        model.reader.out.weight.mul_(30)  # so that actions depend on frames
 
     def make(horizon: int = 1, context: int = 4, **options: Any) -> Agent:
         planner = PlannerConfig(

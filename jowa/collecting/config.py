@@ -41,8 +41,8 @@ class CollectConfig:
                          random    every action as likely
                          scripted  the game's teacher
                          agent     a trained agent: checkpoint (a run, a file of
-                                   `jowa export-weights`, or one that comes with jowa, such as
-                                   nano), planner (greedy if left out)
+                                   `jowa export-weights`, or the name of one that comes with
+                                   jowa), planner (greedy if left out)
                          search    of the emulator, privileged: search.lookahead, .horizon,
                                    .replan, .gamma, .life_penalty
                          learner   the whole experience of an online agent: learner

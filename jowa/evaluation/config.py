@@ -42,7 +42,7 @@ class EvaluateConfig:
     threads the scores repeat exactly, in one process, in several and after a stop.
 
     checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
-                       where nothing lies at that path, an agent that comes with jowa, such as nano
+                       where nothing lies at that path, an agent of that name that comes with jowa
     games              what to play; empty is every game the checkpoint was trained on
     label              name of this evaluation in tables; NAME/0, NAME/1, ... are seeds of one agent
     out                the scores file; evaluations of other labels in it are kept
@@ -88,7 +88,7 @@ class TuneConfig:
     Stopped at any moment, the same command goes on where it was.
 
     checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
-                       where nothing lies at that path, an agent that comes with jowa, such as nano
+                       where nothing lies at that path, an agent of that name that comes with jowa
     games              what to play; empty is every game the checkpoint was trained on
     out                where the choice and all scores go
     contexts           past frames that the agent sees
@@ -133,7 +133,7 @@ class WatchConfig:
     gets, what its tokens keep of it, Q by action, and the futures that the planner imagines.
 
     checkpoint         a run directory, one of its checkpoints or a file of `jowa export-weights`;
-                       where nothing lies at that path, an agent that comes with jowa, such as nano
+                       where nothing lies at that path, an agent of that name that comes with jowa
     game               what to play
     out                the film, *.mp4
     planner            greedy, beam or mcts, with beam_width, horizon, context and more

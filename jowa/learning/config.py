@@ -115,8 +115,8 @@ class PretrainConfig:
                        from disk, `prefetch` batches ahead by each of `workers` processes; `tokens`
                        says where those are held: auto, memory, mapped or device
     tokenizer_from     whose tokenizer to start from: a run or checkpoint of `jowa tokenize` or of
-                       others that train one, a file of `jowa export-weights`, or an agent that
-                       comes with jowa, such as nano; null starts anew
+                       others that train one, a file of `jowa export-weights`, or the name
+                       of an agent that comes with jowa; null starts anew
     start_from         likewise, but of `jowa pretrain`, whose tokenizer and model to start from,
                        such as the end of another run's stage 1; null starts anew
     tokenizer, model   sizes
@@ -150,7 +150,7 @@ class FinetuneConfig:
 
     run                where checkpoints and logs go; the same command goes on where it stopped
     checkpoint         run or checkpoint of `jowa pretrain`, or a file of `jowa export-weights`;
-                       where nothing lies at that path, an agent that comes with jowa, such as nano
+                       where nothing lies at that path, an agent of that name that comes with jowa
     game               the held-out game; its episodes are in `root`
     like               start from the task embedding of this pretrained game; null keeps its own
     from_scratch       same sizes, data and steps from fresh weights: the fair comparison

@@ -162,6 +162,6 @@ def test_plans_equal_a_plain_search(
 def test_those_cases_decided_something() -> None:
     print(COUNTS)
     compared, close = COUNTS["float64"]
-    assert close <= 0.1 * compared
+    assert close <= 0.2 * compared  # a thirteenth of thousands
     compared, close = COUNTS["float32"]
     assert close <= 0.7 * compared
