@@ -184,6 +184,17 @@ def test_the_demo_recipe_sets_what_it_says(capsys: pytest.CaptureFixture[str]) -
         cli.composed(verb, ["experiment=demo"])
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted(cli.config_folder().glob("experiment/*/*.yaml")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_every_recipe_fills_the_configuration_of_its_command(path: Path) -> None:
+    (verb,) = (verb for verb in VERBS if verb.replace(" ", "-") == path.stem)
+    config = cli.composed(verb, [f"experiment={path.parent.name}"])
+    assert config != cli.composed(verb, []), "it says something"
+
+
 @pytest.mark.parametrize("recipe", [[], ["experiment=demo"], ["experiment=published"]])
 def test_baselines_change_the_losses_weights_of_any_recipe_and_nothing_else(
     recipe: list[str],
