@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine with Python to a trained, scored and fine-tuned agent, on real Atari games.
-# Usage: scripts/demo.sh [FOLDER]   (default runs/demo; about 15 minutes on two cores)
+# Usage: scripts/demo.sh [FOLDER]   (default runs/demo; 15 to 19 minutes on two cores)
 # Stopped at any moment, the same command goes on: finished stages are not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +12,7 @@ data=$out/data
 # Stages in order, with their usual seconds on two cores, from which the time left is estimated.
 names=(install collect tokenize pretrain evaluate-greedy evaluate-planned
     finetune finetune-from-scratch evaluate-finetuned film report)
-usual=(60 60 90 350 75 110 75 75 45 20 10)
+usual=(50 55 110 400 85 125 75 70 40 20 10)
 
 left() { # seconds of stage $1 and all after it
     local sum=0 i
