@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint
+from jowa.learning.clock import Clock
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination
 from jowa.learning.monitor import LogConfig, Monitor
@@ -33,7 +33,7 @@ from jowa.learning.retention import Score
 from jowa.learning.step import Guard, Step
 from jowa.learning.validation import Validation, averages
 from jowa.models.tokenizer import Tokenizer
-from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
+from jowa.models.world_action import WorldActionModel
 from jowa.progress import progress_bar
 
 TRAINING = "training"  # the checkpoint's file of optimiser and random state
@@ -198,7 +198,7 @@ class Trainer:
         monitor: Monitor,
         bar: tqdm[Any],
     ) -> None:
-        at, log, clock = self.position, self.log, _Clock(self.position.step)
+        at, log, clock = self.position, self.log, Clock(self.position.step)
         phase.objective.train()
         while at.phase_step < phase.steps:
             if phase.imagination is not None and phase.imagination.due(at.phase_step):
@@ -332,33 +332,3 @@ def read(phase: Phase, batches: Loader) -> Batch:
         imagined = phase.imagination.batch(number)  # not read ahead: it changes as training goes on
         batch = Batch.cat([batch, imagined.to(batch.actions.device)])
     return batch
-
-
-class _Clock:
-    """Wall time between logged steps, and how much of it went to reading data."""
-
-    def __init__(self, step: int) -> None:
-        self._start, self._step, self._data = time.perf_counter(), step, 0.0
-
-    def time_data(self, read: Callable[[], Batch]) -> Batch:
-        start = time.perf_counter()
-        batch = read()
-        self._data += time.perf_counter() - start
-        return batch
-
-    def pause(self, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Does what is not to be counted as time of training."""
-        start = time.perf_counter()
-        values = work()
-        self._start += time.perf_counter() - start
-        return values
-
-    def read(self, step: int, batch: Batch) -> tuple[float, dict[str, float]]:
-        """Seconds since the last reading, and the rates in them; starts anew."""
-        elapsed, steps, data = time.perf_counter() - self._start, step - self._step, self._data
-        self._start, self._step, self._data = time.perf_counter(), step, 0.0
-        return elapsed, {
-            "speed/steps_per_second": steps / elapsed,
-            "speed/tokens_per_second": steps * batch.actions.numel() * BLOCK_TOKENS / elapsed,
-            "speed/data_share": data / elapsed,
-        }

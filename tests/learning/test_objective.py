@@ -11,7 +11,8 @@ from torch import nn
 
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, SegmentDataset
-from jowa.learning.objective import LossConfig, Objective, world_model_accuracy
+from jowa.learning.accuracy import world_model_accuracy
+from jowa.learning.objective import LossConfig, Objective
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionModel
 

@@ -15,8 +15,9 @@ import torch
 from jowa.cli import main
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, SegmentDataset
+from jowa.learning.accuracy import share
 from jowa.learning.compute import Compute
-from jowa.learning.objective import LossConfig, share
+from jowa.learning.objective import LossConfig
 from jowa.learning.validation import Validation, averages
 
 CPU = Compute(torch.device("cpu"), torch.float32)
