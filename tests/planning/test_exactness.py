@@ -23,9 +23,10 @@ from jowa.models.world_action import WorldActionModel
 from jowa.planning.beam import Plan, plan
 from jowa.planning.decode import Decoder
 
-CASES = int(os.environ.get("PLAN_CASES", "10"))
+CASES = int(os.environ.get("PLAN_CASES", "20"))
 PATHS = int(os.environ.get("PLAN_PATHS", "40"))
 GAMMA = 0.9
+GOING = 1.0  # how much the end heads are against ends
 
 
 @dataclass
@@ -96,12 +97,16 @@ def models(make_model: Callable[..., WorldActionModel]) -> dict[str, WorldAction
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {
+    models = {
         "published": make_model(seed=1, scale=6.0),
         "small": make_model(seed=2, scale=2.0, **small),
         "sharp": make_model(seed=3, scale=8.0, **small),
         "trained": trained,
     }
+    for model in models.values():
+        # Where every future ends at once all of them are worth the same, and nothing is decided.
+        model.end_head[-1].bias.data[0] += GOING
+    return models
 
 
 def search(model: WorldActionModel, case: Case, mode: str) -> Plan:
@@ -162,6 +167,6 @@ def test_plans_equal_a_plain_search(
 def test_those_cases_decided_something() -> None:
     print(COUNTS)
     compared, close = COUNTS["float64"]
-    assert close <= 0.2 * compared  # a thirteenth of thousands
+    assert close <= 0.1 * compared
     compared, close = COUNTS["float32"]
-    assert close <= 0.7 * compared
+    assert close <= 0.3 * compared
