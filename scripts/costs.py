@@ -155,6 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tflops", type=float, required=True)
     parser.add_argument("--utilisation", type=float, default=0.45)
     options = parser.parse_intermixed_args(arguments)
+    if options.gpus < 1:
+        parser.error(f"--gpus is {options.gpus}: a machine has 1 or more.")
+    if options.tflops <= 0:
+        parser.error(f"--tflops is {options.tflops:g}: give what one GPU does, more than 0.")
+    if not 0 < options.utilisation <= 1:
+        parser.error(f"--utilisation is {options.utilisation:g}: it is a share, above 0, up to 1.")
     machine = Machine(options.gpus, options.tflops, options.utilisation)
     try:
         pretrain = recipe("pretrain", options.experiment, "run=-", *options.changes)

@@ -122,3 +122,21 @@ def test_mistakes_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no experiment 'nothing': use one of demo" in capsys.readouterr().err
     assert costs.main(["demo", "--tflops", "1", "model.widht=3"]) == 2
     assert "not an option of `jowa pretrain`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--gpus", "0"], "1 or more"),
+        (["--tflops", "0"], "more than 0"),
+        (["--utilisation", "45"], "a share"),
+    ],
+)
+def test_machines_that_do_not_exist_are_refused(
+    capsys: pytest.CaptureFixture[str], option: list[str], words: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        costs.main(["demo", "--tflops", "1", *option])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said and option[0] in said.splitlines()[-1]
