@@ -12,9 +12,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jowa.models.tokenizer import FRAME_SIZE, GRID
+from jowa.models.patch_tokenizer import from_patches
 
-PATCH = FRAME_SIZE // GRID  # pixels of a token's picture, each way
 _CHANNELS = (16, 32)
 _STRIDES = (4, 2)
 _OUT = 9  # the last grid's cells, each way
@@ -63,6 +62,5 @@ class FrameReader(nn.Module):
 
 def _cells(pictures: Tensor) -> Tensor:
     """(N, 16, 21, 21): cells of 4x4 pixels of frames (N, 36, 196)."""
-    grid = pictures.view(-1, GRID, GRID, PATCH, PATCH).transpose(2, 3)
-    frames = grid.reshape(-1, 1, FRAME_SIZE, FRAME_SIZE)
+    frames = from_patches(pictures).unsqueeze(1)
     return F.pixel_unshuffle(frames * _SCALE, _STRIDES[0])

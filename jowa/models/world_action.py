@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
-from jowa.models.frame_reader import PATCH, FrameReader
+from jowa.models.frame_reader import FrameReader
 from jowa.models.heads import QEnsemble, classifier
+from jowa.models.patch_tokenizer import PATCH_PIXELS
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.transformer import Transformer, TransformerConfig
 
@@ -112,7 +113,7 @@ class WorldActionModel(nn.Module):
             if config.codebook_width:
                 self.hint_projection = nn.Linear(config.codebook_width, D, bias=False)
         if config.summary_width:
-            self.register_buffer("pictures", torch.zeros(V, PATCH * PATCH))
+            self.register_buffer("pictures", torch.zeros(V, PATCH_PIXELS))
             self.reader = FrameReader(config.summary_width, D, config.summary_dropout)
         self.observation_head = classifier(D, V)
         self.reward_head = classifier(D, 3)
