@@ -58,9 +58,18 @@ def test_the_paper_reads_the_data_that_its_recipes_make() -> None:
         assert filled("finetune", name).root == expert.root
 
 
-@pytest.mark.parametrize("name", BIG)
-def test_pretraining_is_whole_and_can_be_shared_by_eight_gpus(name: str) -> None:
-    config = filled("pretrain", name)
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        *((name, []) for name in BIG),
+        ("learner_15", ["model=jowa_70m"]),
+        ("learner_15", ["model=jowa_150m"]),
+    ],
+)
+def test_pretraining_is_whole_and_can_be_shared_by_eight_gpus(
+    name: str, overrides: list[str]
+) -> None:
+    config = filled("pretrain", name, *overrides)
     check_sizes(config)
     check_log(config.log)
     for stage in ("stage1", "stage2"):
@@ -70,11 +79,6 @@ def test_pretraining_is_whole_and_can_be_shared_by_eight_gpus(name: str) -> None
         assert phase.steps > 0 and phase.batch_size % GPUS == 0
     assert tuple(config.data.games) == PRETRAINED_GAMES
     check_phase("training", filled("finetune", name).training)
-
-
-@pytest.mark.parametrize("size", ["jowa_70m", "jowa_150m"])
-def test_learner_15_takes_the_larger_models(size: str) -> None:
-    check_sizes(filled("pretrain", "learner_15", f"model={size}"))
 
 
 def test_learner_15_reads_its_own_data_with_one_tokenizer() -> None:
