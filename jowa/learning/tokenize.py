@@ -24,7 +24,7 @@ from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.trainer import Phase, Trainer
-from jowa.learning.validation import Validation, check_hold_out
+from jowa.learning.validation import SEED, Validation, check_hold_out
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import MAX_FRAMES, WorldActionModel
@@ -118,10 +118,7 @@ def segments_of(
             held_out=held_out,
         )
 
-    held_out = dataset(True) if hold_out else None
-    if held_out is not None and held_out.num_segments < phase.batch_size:
-        held_out = None  # too few to say anything
-    return Segments(dataset(False), held_out)
+    return Segments(dataset(False), dataset(True) if hold_out else None)
 
 
 def make_phase(
@@ -135,15 +132,16 @@ def make_phase(
 ) -> Phase:
     """A phase for the trainer from its configuration, with this process's share of the data."""
     dataset, processes = segments.training, compute.processes
-    balance = cast(Balance, config.balance)  # which the sampler checks
 
-    def sampler(batch_size: int, seed: int) -> Sampler:
+    def sampler(
+        drawn_from: SegmentDataset, batch_size: int, seed: int, reward_fraction: float
+    ) -> Sampler:
         return Sampler(
-            dataset,
+            drawn_from,
             batch_size,
             seed=seed,
-            balance=balance,
-            reward_fraction=config.reward_fraction,
+            balance=cast(Balance, config.balance),  # which the sampler checks
+            reward_fraction=reward_fraction,
             rank=processes.rank,
             world_size=processes.size,
         )
@@ -157,19 +155,21 @@ def make_phase(
                 f"cannot be split over {processes.size} processes: choose a batch_size and an "
                 f"imagination.share that make both multiples."
             )
-        rest = sampler(imagined, seed + REST)
+        rest = sampler(dataset, imagined, seed + REST, config.reward_fraction)
         imagination = Imagination(config.imagination, dataset, rest, seed, processes)
-    validation = None
-    if segments.held_out is not None:
-        validation = Validation(
-            segments.held_out, log.validation_batches, config.batch_size, balance, compute
-        )
+    validation, held_out = None, segments.held_out
+    if held_out is not None:
+        share = min(config.batch_size, held_out.num_segments) // processes.size
+        if share:
+            # As they come, whatever segments training prefers.
+            drawn = sampler(held_out, share * processes.size, SEED, 0.0)
+            validation = Validation(held_out, drawn, log.validation_batches, compute)
     return Phase(
         name,
         config.steps,
         objective,
         dataset,
-        sampler(config.batch_size - imagined, seed),
+        sampler(dataset, config.batch_size - imagined, seed, config.reward_fraction),
         config.optimizer,
         config.target_update_every,
         imagination,

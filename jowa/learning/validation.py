@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from jowa.data.sampler import Balance, Sampler
+from jowa.data.sampler import Sampler
 from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.compute import Compute
 from jowa.learning.objective import Metrics, Objective
 
-_SEED = 0x76616C  # apart from those of training
+SEED = 0x76616C  # apart from those of training
 
 
 def check_hold_out(hold_out: int) -> None:
@@ -35,30 +35,15 @@ def averages(metrics: Metrics, compute: Compute) -> dict[str, float]:
 
 
 class Validation:
-    """Losses and accuracies on some batches of held-out segments, the same ones every time.
-
-    Every process takes its share of each batch. Segments are not chosen by their rewards, whatever
-    training does.
+    """Losses and accuracies on the first `batches` of held-out segments that a sampler draws, the
+    same ones every time; every process takes its share of each batch.
     """
 
     def __init__(
-        self,
-        dataset: SegmentDataset,
-        batches: int,
-        batch_size: int,
-        balance: Balance,
-        compute: Compute,
+        self, dataset: SegmentDataset, sampler: Sampler, batches: int, compute: Compute
     ) -> None:
-        self.dataset, self.batches, self.compute = dataset, batches, compute
-        processes = compute.processes
-        self._sampler = Sampler(
-            dataset,
-            batch_size,
-            seed=_SEED,
-            balance=balance,
-            rank=processes.rank,
-            world_size=processes.size,
-        )
+        self.dataset, self.sampler, self.batches = dataset, sampler, batches
+        self.compute = compute
 
     def __call__(self, objective: Objective) -> dict[str, float]:
         """Metrics by name, `validation/...`; the objective is left as it was."""
@@ -67,14 +52,14 @@ class Validation:
         cuda = [self.compute.device] if self.compute.device.type == "cuda" else []
         # What is drawn by chance is the same every time, and training goes on as if without.
         with torch.no_grad(), torch.random.fork_rng(cuda):
-            torch.manual_seed(_SEED)
+            torch.manual_seed(SEED)
             values = self._measure(objective)
         objective.train(training)
         return values
 
     def _measure(self, objective: Objective) -> dict[str, float]:
         totals: Metrics = {}
-        drawn = (self._sampler.at(number) for number in range(self.batches))
+        drawn = (self.sampler.at(number) for number in range(self.batches))
         batches = [self.dataset.batch(*chosen) for chosen in drawn]
         counted = [objective.counts(batch.to(self.compute.device)) for batch in batches]
         # Means over all batches: each is given the mean of what they hold.

@@ -14,10 +14,15 @@ import torch
 
 from jowa.cli import main
 from jowa.data.episodes import EpisodeFile
+from jowa.data.sampler import Sampler
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.learning.accuracy import share
 from jowa.learning.compute import Compute
+from jowa.learning.config import PhaseConfig
+from jowa.learning.distributed import Processes
+from jowa.learning.monitor import LogConfig
 from jowa.learning.objective import LossConfig
+from jowa.learning.tokenize import make_phase, segments_of
 from jowa.learning.validation import Validation, averages
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -34,9 +39,9 @@ def test_values_are_those_of_all_batches_as_one(
     held_out: SegmentDataset, make_objective: Maker
 ) -> None:
     objective = make_objective(LOSSES)
-    validation = Validation(held_out, 3, 4, "games", CPU)
+    validation = Validation(held_out, Sampler(held_out, 4, seed=0), 3, CPU)
     values = validation(objective)
-    parts = [held_out.batch(*validation._sampler.at(number)) for number in range(3)]
+    parts = [held_out.batch(*validation.sampler.at(number)) for number in range(3)]
     with torch.no_grad():
         _, metrics, _ = objective(Batch.cat(parts), detailed=True)
     together = averages(metrics, CPU)
@@ -50,7 +55,7 @@ def test_values_are_those_of_all_batches_as_one(
 def test_it_leaves_no_trace_and_repeats(held_out: SegmentDataset, make_objective: Maker) -> None:
     # REM draws weights by chance.
     objective = make_objective(dataclasses.replace(LOSSES, tokenizer=0.0, rem=True)).train()
-    validation = Validation(held_out, 2, 4, "games", CPU)
+    validation = Validation(held_out, Sampler(held_out, 4, seed=0), 2, CPU)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     random = torch.get_rng_state()
     first, second = validation(objective), validation(objective)
@@ -68,6 +73,23 @@ def test_shares_add_up_over_batches_instead_of_being_averaged() -> None:
     none = share(torch.zeros(2, dtype=torch.bool), torch.zeros(2, dtype=torch.bool))
     metrics = {"found": few + many, "absent": none, "loss": torch.tensor(2.5)}
     assert averages(metrics, CPU) == {"found": pytest.approx(0.1), "loss": 2.5}
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_few_segments_are_a_smaller_batch(
+    data: list[EpisodeFile], make_objective: Maker, processes: int
+) -> None:
+    """What is held out is lost to training, so it must tell something however little it is."""
+    segments = segments_of(data, PhaseConfig(), hold_out=3)
+    assert segments.held_out is not None
+    held_out = segments.held_out.num_segments
+    config = PhaseConfig(batch_size=4 * (held_out // 4 + 1))
+    several = dataclasses.replace(CPU, processes=Processes(size=processes))
+    log = LogConfig(validation_batches=1)
+    phase = make_phase("x", config, make_objective(LOSSES), segments, log, 0, several)
+    assert phase.validation is not None
+    drawn = phase.validation.sampler.global_batch(0)
+    assert len(drawn) == processes * (held_out // processes) >= 4
 
 
 def test_a_run_validates_when_due_and_at_its_end(done: Any, tmp_path: Path) -> None:
