@@ -234,7 +234,7 @@ def dream_on(
         with compute.autocast():
             path = imagine(
                 objective.model,
-                objective.tokens(objective.model, real),
+                objective.tokens(real),
                 real.actions[:, :-1],
                 real.games,
                 config.beam_width,

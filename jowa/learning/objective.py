@@ -152,7 +152,7 @@ class Objective(nn.Module):
     def _model_losses(
         self, model: WorldActionModel, batch: Batch, counts: Counts, detailed: bool
     ) -> tuple[Tensor, Metrics]:
-        tokens = self.tokens(model, batch)
+        tokens = self.tokens(batch)
         output = model(
             tokens,
             batch.actions,
@@ -176,12 +176,11 @@ class Objective(nn.Module):
         return total, metrics
 
     @torch.no_grad()
-    def tokens(self, model: WorldActionModel, batch: Batch) -> Tensor:
+    def tokens(self, batch: Batch) -> Tensor:
         """(B, L, 36): the batch's tokens, or its frames encoded by the tokenizer as it is."""
         if batch.observations.ndim == 3:
             return batch.observations
         B, L = batch.actions.shape
-        model.set_codes(self.tokenizer)
         frames = batch.observations.flatten(0, 1).unsqueeze(1)
         return self.tokenizer.encode(frames, batch.games.repeat_interleave(L)).view(B, L, -1)
 

@@ -107,6 +107,8 @@ class Step:
         if statistics is not None and self.objective.tokenizer.training:
             self.objective.tokenizer.learn(self.compute.processes.merge(statistics))
         model = self.objective.model
+        if model is not None and self.objective.config.tokenizer:
+            model.set_codes(self.objective.tokenizer)
         due = self.target_update_every and (number + 1) % self.target_update_every == 0
         if model is not None and due:
             model.update_target()

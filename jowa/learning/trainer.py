@@ -304,8 +304,6 @@ class Trainer:
                 training |= buffer
             tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
             if self.model is not None:
-                if phase.objective.config.tokenizer:
-                    self.model.set_codes(self.tokenizer)  # which has learned since the step began
                 tensors["model"] = self.model.state_dict()
             state = {
                 **self.facts,

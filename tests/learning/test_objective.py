@@ -73,10 +73,10 @@ def test_finetuning_reaches_everything(
     objective = Objective(tokenizer, model, config).train()
     batch = frames(data)
     tokenizer.learn(objective(batch).statistics)
+    model.set_codes(tokenizer)
     objective(batch)[0].backward()
     assert all(reached(tokenizer).values())
     assert all(got for name, got in reached(model).items() if "target" not in name)
-    assert torch.equal(model.codebook, tokenizer.codebook)
 
 
 @pytest.mark.parametrize("options", [{}, NANO])
