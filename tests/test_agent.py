@@ -15,7 +15,7 @@ from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
 from jowa.planning.beam import plan
 
-ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 AgentMaker = Callable[..., Agent]
 
 

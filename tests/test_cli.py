@@ -141,18 +141,18 @@ def test_a_mistake_is_one_sentence_that_names_it(
         (["model.transformer.heads=3"], ["128", "3 heads"]),
         (["model.vocabulary=12"], ["12", "1024"]),
         (["model.codebook_width=63"], ["63", "64"]),
-        (["model.summary_dropout=1"], ["summary_dropout", "0 or more"]),
+        (["model.reader_dropout=1"], ["reader_dropout", "0 or more"]),
         (["model.transformer.attention=flash"], ["flash", "sdpa"]),
         (
             ["tokenizer=published", "model.vocabulary=2048", "model.codebook_width=0"],
-            ["summary_width", "tokenizer=nano"],
+            ["reader_width", "tokenizer=nano"],
         ),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(
     complaint: Callable[[list[str]], str], options: list[str], words: list[str]
 ) -> None:
-    command = ["pretrain", "run=x", "data.games=[Pong]", "model.summary_width=8", *options]
+    command = ["pretrain", "run=x", "data.games=[Pong]", "model.reader_width=8", *options]
     line = complaint(command)
     assert all(word in line for word in words), line
 

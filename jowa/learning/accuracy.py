@@ -11,9 +11,14 @@ from jowa.learning.losses import IGNORE, next_token_targets
 
 @torch.no_grad()
 def agreement(values: Tensor, legal: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Share of real steps whose action is the legal one (B, A) of largest value (B, L, A)."""
-    best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1)
-    return {"q/greedy_is_data_action": share(best == batch.actions, batch.real)}
+    """Share of real steps whose action is the legal one (B, A) of largest value (B, L, A); and
+    among those where another action was taken than before, in which repeating it is no help."""
+    right = values.masked_fill(~legal.unsqueeze(1), -torch.inf).argmax(-1) == batch.actions
+    changed = batch.real[:, 1:] & (batch.actions[:, 1:] != batch.actions[:, :-1])
+    return {
+        "q/greedy_is_data_action": share(right, batch.real),
+        "q/greedy_is_changed_action": share(right[:, 1:], changed),
+    }
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from jowa.learning import weight_file
 from jowa.learning.retention import kept
 from jowa.learning.weight_file import Tensors
 
-FORMAT = 2  # 2: the tokenizer has a kind
+FORMAT = 3  # 2: the tokenizer has a kind; 3: Q with a reader reads frames alone
 _SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 

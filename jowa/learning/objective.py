@@ -37,8 +37,9 @@ class Counts(NamedTuple):
     """How many elements each mean of the losses is taken over."""
 
     items: Tensor  # of the tokenizer's loss
-    tokens: Tensor  # next-token targets
-    model_steps: Tensor  # real steps, which train rewards and ends, and are cloned
+    tokens: Tensor  # next-token targets of the world model's segments
+    model_steps: Tensor  # their real steps, which train rewards and ends
+    real_steps: Tensor  # of all segments, which are cloned
     steps: Tensor  # real and imagined steps
     rows: Tensor  # steps with a TD target
     data_steps: Tensor  # steps whose action's value the penalty raises
@@ -59,16 +60,18 @@ class LossConfig:
     cloning weighs the behaviour-cloning baseline: the cross-entropy of the data's actions to the
     softmax of the legal actions' expected returns over cql_temperature (the policy that the
     penalty raises, here alone), so that greedy play is the cloned policy.
+    world_one_in > 1 trains the world model on one segment in so many, drawn by chance: it learns
+    from 37 tokens a frame what Q with a reader learns from one.
     penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
     imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
     instead of averaging it; detach_q keeps all that is read from the Q head out of the backbone.
-    n_step > 1,
-    cql_temperature != 1 and reward_weight != 1 are not part of the published algorithm; they are
-    meant for small scale.
+    world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the
+    published algorithm; they are meant for small scale.
     """
 
     tokenizer: float = 0.0
     world_model: float = 0.0
+    world_one_in: int = 1
     q: float = 0.0
     cloning: float = 0.0
     gamma: float = 0.99
@@ -109,7 +112,8 @@ class Objective(nn.Module):
         if self.model is not None:
             world = bool(self.config.world_model)
             q = self.config.trains_q_head
-            self.model.requires_grad_(world or (q and not self.config.detach_q))
+            through = q and not (self.config.detach_q or self.model.has_reader)
+            self.model.requires_grad_(world or through)
             self.model.freeze_heads(world=world, q=q)
 
     def counts(self, batch: Batch) -> Tensor:
@@ -119,15 +123,27 @@ class Objective(nn.Module):
         the mean of their gradients the gradient of the whole batch.
         """
         mask, real = batch.mask_padding, batch.real
+        rows = self._world_rows(batch)
+        modelled = real if rows is None else real[rows]
         counts = Counts(
             items=self.tokenizer.count(real),
-            tokens=real.sum() * FRAME_TOKENS - real[:, 0].sum(),
-            model_steps=real.sum(),
+            tokens=modelled.sum() * FRAME_TOKENS - modelled[:, 0].sum(),
+            model_steps=modelled.sum(),
+            real_steps=real.sum(),
             steps=mask.sum(),
             rows=target_rows(batch.ends, mask).sum(),
             data_steps=self._in_data(batch).sum(),
         )
         return torch.stack(counts).float()
+
+    def _world_rows(self, batch: Batch) -> Tensor | None:
+        """The segments that the world model learns from, None for all: of every `world_one_in` in
+        a row that with the least key, whichever process holds them. Validation takes all."""
+        if self.config.world_one_in == 1 or not self.training:
+            return None
+        keys = batch.keys.view(-1, self.config.world_one_in)
+        first = torch.arange(0, keys.numel(), self.config.world_one_in, device=keys.device)
+        return first + keys.argmin(1)
 
     def forward(
         self, batch: Batch, counts: Tensor | None = None, detailed: bool = False
@@ -152,7 +168,7 @@ class Objective(nn.Module):
     def _model_losses(
         self, model: WorldActionModel, batch: Batch, counts: Counts, detailed: bool
     ) -> tuple[Tensor, Metrics]:
-        tokens = self.tokens(batch)
+        tokens, rows = self.tokens(batch), self._world_rows(batch)
         output = model(
             tokens,
             batch.actions,
@@ -161,11 +177,13 @@ class Objective(nn.Module):
             q=self.config.trains_q_head,
             token_logits=False,
             detach_q=self.config.detach_q,
+            world_rows=rows,
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
         if self.config.world_model:
-            loss, part = self._world_model(model, output, tokens, batch, counts, detailed)
+            seen = (tokens, batch) if rows is None else (tokens[rows], batch.select(rows))
+            loss, part = self._world_model(model, output, *seen, counts, detailed)
             total, metrics = total + self.config.world_model * loss, metrics | part
         if self.config.q:
             loss, part = self._q(model, output, batch, counts, detailed)
@@ -263,7 +281,7 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         assert output.q_logits is not None
         values, legal = model.values(output.q_logits), model.legal_actions[batch.games]
-        temperature, count = self.config.cql_temperature, counts.model_steps
+        temperature, count = self.config.cql_temperature, counts.real_steps
         loss = cloning_loss(values, batch.actions, legal, batch.real, temperature, count)
         metrics = agreement(values, legal, batch) if detailed else {}
         return loss, {"cloning/cross_entropy": loss.detach(), **metrics}
@@ -310,6 +328,11 @@ def check_losses(
         raise UserError(
             f"{name}.losses.penalty is combo, which differs from cql on imagined data only, and "
             f"{name} trains on real data: use cql, or imagine some by {name}.imagination.share."
+        )
+    if losses.detach_q and model.reader_width:
+        raise UserError(
+            f"{name}.losses.detach_q keeps Q's gradient out of the transformer, but with "
+            f"model.reader_width={model.reader_width} Q does not read it: turn one of them off."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(

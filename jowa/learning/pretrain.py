@@ -141,7 +141,7 @@ def check_sizes(config: PretrainConfig) -> None:
     dropouts = {
         "model.transformer.dropout": model.transformer.dropout,
         "model.q_dropout": model.q_dropout,
-        "model.summary_dropout": model.summary_dropout,
+        "model.reader_dropout": model.reader_dropout,
     }
     for name, share in dropouts.items():
         if not 0 <= share < 1:
@@ -161,9 +161,9 @@ def check_sizes(config: PretrainConfig) -> None:
             f"model.codebook_width is {model.codebook_width}: use {tokenizer.code_width}, the "
             f"tokenizer's code_width, or 0 to embed tokens by their id only."
         )
-    if model.summary_width and not isinstance(tokenizer, PatchTokenizerConfig):
+    if model.reader_width and not isinstance(tokenizer, PatchTokenizerConfig):
         raise UserError(
-            f"model.summary_width is {model.summary_width}, which reads the picture of each token, "
+            f"model.reader_width is {model.reader_width}, which reads the picture of each token, "
             f"but tokens of this tokenizer have none of their own: set it to 0 or use "
             f"tokenizer=nano."
         )

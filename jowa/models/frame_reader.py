@@ -1,14 +1,16 @@
-"""What Q needs to know of a frame at once: convolutions over what its tokens look like.
+"""What Q reads instead of a sequence, if so configured: what the newest frames' tokens look like.
 
-Attention learns where things are only after millions of updates, and a map of arbitrary code
-vectors does not carry over from one place to another; convolutions over the pictures of the codes
-do, and read dreams like real frames. N frames, V codes, D width.
+A map of arbitrary code vectors does not carry over from one place to another and attention takes
+millions of updates to learn where things are; convolutions over the pictures of the codes do both
+at once, and read dreams like real frames. What is more, they see no actions: a Q that sees the
+last ones learns above all to repeat them. N frames, D width.
 """
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,8 +23,8 @@ _SCALE = 4.0  # pictures lie in [-1, 1], most pixels near 0
 
 
 class FrameReader(nn.Module):
-    """A frame and the one before, as pictures, to a vector: 8x8 convolutions of stride 4, 4x4 ones
-    of stride 2, and an MLP of `hidden` units (the convolutions of DQN at half its width).
+    """A frame and the one before to a vector: 8x8 convolutions of stride 4, 4x4 ones of stride 2,
+    and an MLP of `hidden` units (the convolutions of DQN at half its width).
 
     Windows are twice their stride, so that both convolutions are 2x2 ones over cells of pixels:
     the same sums, several times faster than over one channel.
@@ -31,9 +33,7 @@ class FrameReader(nn.Module):
     def __init__(self, hidden: int, width: int, dropout: float) -> None:
         super().__init__()
         first, second = _CHANNELS
-        cell = _STRIDES[0] ** 2
-        self.newest = nn.Conv2d(cell, first, 2)
-        self.before = nn.Conv2d(cell, first, 2, bias=False)
+        self.first = nn.Conv2d(2 * _STRIDES[0] ** 2, first, 2)
         self.second = nn.Conv2d(first * _STRIDES[1] ** 2, second, 2)
         self.hidden = nn.Linear(second * _OUT**2, hidden)
         self.out = nn.Linear(hidden, width)
@@ -44,23 +44,16 @@ class FrameReader(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(module.weight, 1.0 if module is self.out else 2.0**0.5)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
 
-    def past(self, pictures: Tensor) -> Tensor:
-        """(N, C, 20, 20): what frames, pictures (N, 36, 196), add to the readings of those that
-        follow them; nothing where they are all zeros."""
-        return cast(Tensor, self.before(_cells(pictures)))
+    def cells(self, pictures: Tensor) -> Tensor:
+        """(N, 16, 21, 21): cells of 4x4 pixels of frames, pictures (N, 36, 196)."""
+        frames = from_patches(pictures).unsqueeze(1)
+        return F.pixel_unshuffle(frames * _SCALE, _STRIDES[0])
 
-    def forward(self, pictures: Tensor, past: Tensor) -> Tensor:
-        """(N, D) from frames, pictures (N, 36, 196), and the `past` of the frames before them."""
-        x = F.relu(self.newest(_cells(pictures)) + past)
+    def forward(self, newest: Tensor, before: Tensor) -> Tensor:
+        """(N, D) from the `cells` of frames and of those before them, zeros where there is none."""
+        x = F.relu(self.first(torch.cat([newest, before], dim=1)))
         x = F.relu(self.second(F.pixel_unshuffle(x, _STRIDES[1])))
         x = F.relu(self.hidden(self.dropout(x.flatten(1))))
         return cast(Tensor, self.out(self.dropout(x)))
-
-
-def _cells(pictures: Tensor) -> Tensor:
-    """(N, 16, 21, 21): cells of 4x4 pixels of frames (N, 36, 196)."""
-    frames = from_patches(pictures).unsqueeze(1)
-    return F.pixel_unshuffle(frames * _SCALE, _STRIDES[0])

@@ -32,9 +32,9 @@ class WorldActionConfig:
 
     codebook_width > 0 embeds an observation token by its projected codebook vector (plus a
     learned row); copy_previous feeds the previous frame's token at the place to be predicted
-    and lets a gate raise its logit; summary_width > 0 adds what convolutions and an MLP of that
-    width read from the pictures of a frame and the one before to its last token, where Q is read,
-    so that Q need not wait for attention to learn where things are (summary_dropout is theirs);
+    and lets a gate raise its logit; with reader_width > 0 Q reads the pictures of a frame and the
+    one before by convolutions and an MLP of that width (reader_dropout is theirs) instead of the
+    transformer's activation, which also sees the last actions, and then mostly repeats them;
     bell_start > 0 is the deviation of the initial return bell. Ablations of the paper:
     distributional=False has Q heads give expected returns, to be trained by squared error, instead
     of distributions over `atoms`; task_embedding=False leaves the model to recognise the game by
@@ -51,8 +51,8 @@ class WorldActionConfig:
     value_max: float = 30.0
     codebook_width: int = 0
     copy_previous: bool = False
-    summary_width: int = 0
-    summary_dropout: float = 0.0
+    reader_width: int = 0
+    reader_dropout: float = 0.0
     bell_start: float = 0.0
     q_dropout: float = 0.01
     task_embedding: bool = True
@@ -61,17 +61,18 @@ class WorldActionConfig:
 class Output(NamedTuple):
     """What one forward pass computes; fields that were not asked for are None.
 
+    B is the number of `world_rows` in all but the Q logits.
+
     observation_logits stand at the 36 predicting positions of each block in order: 0 to 34
     predict tokens 1 to 35 of the same frame, the action position token 0 of the next frame.
     `predicting` and `hints` are what they are computed from.
     """
 
-    hidden: Tensor  # (B, N, D)
-    observation_logits: Tensor | None  # (B, 36·L, V)
-    reward_logits: Tensor | None  # (B, L, 3), classes of sign(r) + 1
-    end_logits: Tensor | None  # (B, L, 2)
-    q_logits: Tensor | None  # (Q, B, L, A·Z); expected returns (Q, B, L, A) if not distributional
-    target_q_logits: Tensor | None  # likewise, no gradient
+    observation_logits: Tensor | None = None  # (B, 36·L, V)
+    reward_logits: Tensor | None = None  # (B, L, 3), classes of sign(r) + 1
+    end_logits: Tensor | None = None  # (B, L, 2)
+    q_logits: Tensor | None = None  # (Q, B, L, A·Z); (Q, B, L, A) if not distributional
+    target_q_logits: Tensor | None = None  # likewise, no gradient
     predicting: Tensor | None = None  # (B, 36·L, D) activations at the predicting positions
     hints: Tensor | None = None  # (B, 36·L) the previous frame's tokens there, if they are copied
 
@@ -112,9 +113,9 @@ class WorldActionModel(nn.Module):
             self.copy_gate = nn.Linear(D, 1)
             if config.codebook_width:
                 self.hint_projection = nn.Linear(config.codebook_width, D, bias=False)
-        if config.summary_width:
+        if self.has_reader:
             self.register_buffer("pictures", torch.zeros(V, PATCH_PIXELS))
-            self.reader = FrameReader(config.summary_width, D, config.summary_dropout)
+            self.reader = FrameReader(config.reader_width, D, config.reader_dropout)
         self.observation_head = classifier(D, V)
         self.reward_head = classifier(D, 3)
         self.end_head = classifier(D, 2)
@@ -143,12 +144,17 @@ class WorldActionModel(nn.Module):
             # The projected codebook vector is the embedding; the learned row only corrects it.
             nn.init.zeros_(self.observation_embedding.weight)
             nn.init.normal_(self.codebook_projection.weight, 0.0, self.config.codebook_width**-0.5)
-        if self.config.summary_width:
+        if self.has_reader:
             self.reader.initialise()
         if self.config.bell_start:
             assert self.config.distributional, "checked with the configuration"
             self.q_head.start_near_zero(self.support, NUM_ACTIONS, self.config.bell_start)
         self.update_target()
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether Q reads frames by themselves instead of the sequence."""
+        return self.config.reader_width > 0
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -156,12 +162,15 @@ class WorldActionModel(nn.Module):
         self.target_q_head.load_state_dict(self.q_head.state_dict())
 
     def freeze_heads(self, world: bool, q: bool) -> None:
-        """Makes the heads of world model and Q trainable or not; the target head never is."""
+        """Makes the heads of world model and Q, and what Q reads with, trainable or not; the target
+        head never is."""
         for head in (self.observation_head, self.reward_head, self.end_head):
             head.requires_grad_(world)
         if self.config.copy_previous:
             self.copy_gate.requires_grad_(world)
         self.q_head.requires_grad_(q)
+        if self.has_reader:
+            self.reader.requires_grad_(q)
         self.target_q_head.requires_grad_(False)
 
     @torch.no_grad()
@@ -169,7 +178,7 @@ class WorldActionModel(nn.Module):
         """Takes over what the model uses of the tokenizer: codebook vectors, codes' pictures."""
         if self.config.codebook_width:
             self.codebook.copy_(tokenizer.codebook)
-        if self.config.summary_width:
+        if self.has_reader:
             self.pictures.copy_(tokenizer.code_pictures())
 
     def tables(self) -> Tables:
@@ -181,7 +190,7 @@ class WorldActionModel(nn.Module):
             hint = self.hint_embedding.weight
             if self.config.codebook_width:
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
-        if self.config.summary_width:
+        if self.has_reader:
             pictures = F.pad(self.pictures, (0, 0, 0, 1))
         return Tables(F.pad(observation, (0, 0, 0, 1)), hint, pictures)
 
@@ -196,18 +205,22 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def summarise(self, frame: Tensor, past: Tensor, tables: Tables) -> Tensor:
-        """(N, D) to add at the last token of frames (N, 36), `past` being what `past_of` makes of
-        the frames that they follow."""
-        return cast(Tensor, self.reader(self._pictures(frame, tables), past))
+    def read(self, frame: Tensor, before: Tensor, tables: Tables) -> Tensor:
+        """(N, D) that Q reads at frames (N, 36), with those before them, V where there is none."""
+        cells = self._cells(frame, tables), self._cells(before, tables)
+        return cast(Tensor, self.reader(*cells))
 
-    def past_of(self, previous: Tensor, tables: Tables) -> Tensor:
-        """What frames, tokens (N, 36) or V where there is none, add to those that follow them."""
-        return self.reader.past(self._pictures(previous, tables))
+    def read_all(self, obs_tokens: Tensor, tables: Tables | None = None) -> Tensor:
+        """(B, L, D) that Q reads at every frame of (B, L, 36); nothing is before the first."""
+        B, L, _ = obs_tokens.shape
+        newest = self._cells(obs_tokens.flatten(0, 1), tables or self.tables())
+        before = newest.unflatten(0, (B, L))[:, :-1]
+        before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
+        return cast(Tensor, self.reader(newest, before)).unflatten(0, (B, L))
 
-    def _pictures(self, frame: Tensor, tables: Tables) -> Tensor:
+    def _cells(self, frame: Tensor, tables: Tables) -> Tensor:
         assert tables.pictures is not None
-        return F.embedding(frame, tables.pictures)
+        return self.reader.cells(F.embedding(frame, tables.pictures))
 
     def embed(
         self,
@@ -225,11 +238,6 @@ class WorldActionModel(nn.Module):
         if self.config.task_embedding:
             observations = observations + self.task_observation_embedding(games)[:, None, None]
             acts = acts + self.task_action_embedding(games)[:, None, None]
-        if self.config.summary_width:
-            past = self.past_of(self.previous_frames(obs_tokens).flatten(0, 1), tables)
-            summary = self.summarise(obs_tokens.flatten(0, 1), past, tables).view(B, L, 1, -1)
-            last = observations[:, :, -1:] + summary.to(observations.dtype)
-            observations = torch.cat([observations[:, :, :-1], last], dim=2)
         x = torch.cat([observations, acts], dim=2)
         if hints is not None and tables.hint is not None:
             x = x + F.embedding(hints, tables.hint)
@@ -246,47 +254,61 @@ class WorldActionModel(nn.Module):
         q: bool = True,
         token_logits: bool = True,
         detach_q: bool = False,
+        world_rows: Tensor | None = None,
     ) -> Output:
         """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
 
         `world` and `q` choose which heads to compute, `token_logits` whether the observation
-        logits among them; with `detach_q` no gradient flows from the Q head into the backbone.
+        logits among them; with `detach_q` no gradient flows from the Q head into the backbone;
+        the world model is computed for `world_rows` only, if they are given. A Q with a reader
+        leaves the transformer to the world model.
         """
-        B, L, _ = obs_tokens.shape
-        assert L <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
+        assert obs_tokens.shape[1] <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
+        rows: Tensor | slice = slice(None) if world_rows is None else world_rows
+        output = Output()
+        if self.has_reader:
+            if world:
+                few = obs_tokens[rows], actions[rows], games[rows]
+                output = self._world(self._blocks(*few), few[0], token_logits)
+            read = self.read_all(obs_tokens) if q else None
+        else:
+            blocks = self._blocks(obs_tokens, actions, games)
+            if world:
+                output = self._world(blocks[rows], obs_tokens[rows], token_logits)
+            read = blocks[:, :, FRAME_TOKENS - 1]
+        if q:
+            assert read is not None
+            q_logits = self.q_head(read.detach() if detach_q else read)
+            output = output._replace(q_logits=q_logits, target_q_logits=self.target_q_logits(read))
+        return output
+
+    def _blocks(self, obs_tokens: Tensor, actions: Tensor, games: Tensor) -> Tensor:
+        """The transformer's activations (B, L, 37, D)."""
         hints = self.hints(obs_tokens) if self.config.copy_previous else None
         hidden = self.transformer(self.embed(obs_tokens, actions, games, hints))
-        blocks = hidden.view(B, L, BLOCK_TOKENS, -1)
-        last_observation, action = blocks[:, :, FRAME_TOKENS - 1], blocks[:, :, FRAME_TOKENS]
-        observation_logits = reward_logits = end_logits = q_logits = target = predicting = None
-        if world:
-            predicting = torch.cat([blocks[:, :, : FRAME_TOKENS - 1], blocks[:, :, -1:]], dim=2)
-            predicting = predicting.reshape(B, L * FRAME_TOKENS, -1)
-            if hints is not None:
-                hints = torch.cat([hints[..., : FRAME_TOKENS - 1], hints[..., -1:]], dim=-1)
-                hints = hints.reshape(B, L * FRAME_TOKENS)
-            if token_logits:
-                observation_logits = self.predict_tokens(predicting, hints)
-            reward_logits, end_logits = self.reward_head(action), self.end_head(action)
-        if q:
-            q_logits = self.q_head(last_observation.detach() if detach_q else last_observation)
-            target = self.target_q_logits(last_observation)
+        return cast(Tensor, hidden).unflatten(1, (-1, BLOCK_TOKENS))
+
+    def _world(self, blocks: Tensor, obs_tokens: Tensor, token_logits: bool) -> Output:
+        """The world model's heads at activations (B, L, 37, D) of obs_tokens (B, L, 36)."""
+
+        def at_predicting(x: Tensor) -> Tensor:
+            return torch.cat([x[:, :, : FRAME_TOKENS - 1], x[:, :, -1:]], dim=2).flatten(1, 2)
+
+        action, predicting = blocks[:, :, FRAME_TOKENS], at_predicting(blocks)
+        hints = at_predicting(self.hints(obs_tokens)) if self.config.copy_previous else None
         return Output(
-            hidden,
-            observation_logits,
-            reward_logits,
-            end_logits,
-            q_logits,
-            target,
-            predicting,
-            hints if world else None,
+            self.predict_tokens(predicting, hints) if token_logits else None,
+            self.reward_head(action),
+            self.end_head(action),
+            predicting=predicting,
+            hints=hints,
         )
 
     @torch.no_grad()
-    def target_q_logits(self, last_observation: Tensor) -> Tensor:
-        """The target head's logits (Q, B, L, A·Z), always with dropout off."""
+    def target_q_logits(self, read: Tensor) -> Tensor:
+        """The target head's logits (Q, B, L, A·Z) of what Q reads, always with dropout off."""
         self.target_q_head.eval()
-        return self.target_q_head(last_observation.detach())
+        return self.target_q_head(read.detach())
 
     def predict_tokens(self, hidden: Tensor, hints: Tensor | None) -> Tensor:
         """Logits (..., V) of the token that each activation (..., D) predicts; hints (...)."""
@@ -305,7 +327,7 @@ class WorldActionModel(nn.Module):
 
         From actions (R,), the frames before them `previous` (R, 36), games (R,) and the position
         `starts` (R,) of the actions. Position k > 0 still lacks the observation table's row of the
-        frame's token k - 1, the last one also the frame's summary.
+        frame's token k - 1.
         """
         within = torch.arange(BLOCK_TOKENS, device=starts.device)
         x = F.embedding(starts.unsqueeze(1) + within, self.position_embedding.weight)

@@ -77,9 +77,6 @@ def plain(block: Block) -> Frame:
     token = torch.full_like(block.previous[:, 0], model.config.vocabulary)
     for k in range(BLOCK_TOKENS):
         x = block.embed(block.base[:, k], token)
-        if k == FRAME_TOKENS and model.config.summary_width:
-            past = model.past_of(block.previous, block.tables)
-            x = x + model.summarise(torch.stack(tokens, 1), past, block.tables)
         hidden = extend(model.transformer, x, block.cache, Window(k, k + 1))
         if k == 0:
             action_hidden = hidden
@@ -107,17 +104,12 @@ def drafted(block: Block, siblings: int, count: Callable[[int], None]) -> Frame:
     base = block.base.reshape(-1, D)
     action_hidden = block.base.new_empty(R, D)
     hidden_last = block.base.new_empty(R, D)
-    if block.model.config.summary_width:
-        past = block.model.past_of(block.previous, block.tables)
     waiting = np.arange(R) % siblings > 0
     start = np.where(waiting, BLOCK_TOKENS, 0)  # the first position to compute
     while True:
         work = _Work.of(start, block.cache, device)
         count(len(work.at))
         x = block.embed(base[work.at], flat[work.at])
-        if block.model.config.summary_width:
-            summary = block.model.summarise(tokens[work.rows, 1:], past[work.rows], block.tables)
-            x.index_add_(0, work.ends, summary.to(x.dtype))
         hidden = extend(block.model.transformer, x, block.cache, work.window)
         hidden_last[work.rows] = hidden[work.ends].to(hidden_last.dtype)
         first = np.flatnonzero(start == 0)
@@ -240,7 +232,7 @@ class Decoder:
         weights = [model.observation_embedding.weight]
         if config.codebook_width:
             weights += [model.codebook, model.codebook_projection.weight]
-        if config.summary_width:
+        if model.has_reader:
             weights.append(model.pictures)
         if config.copy_previous:
             weights.append(model.hint_embedding.weight)

@@ -20,17 +20,21 @@ from jowa.planning.decode import Block, Decoder, decoder_of
 class Dream:
     """Rows of real or imagined play whose newest frame has no action yet.
 
-    `frame` (R, 36) is that frame, `hidden` (R, D) the activation at its last token, from which Q
-    is read, `position` (R,) that of its action. `siblings` rows in a row follow the same play.
+    `frame` (R, 36) is that frame, `before` (R, 36) the one before it (V where there is none),
+    `hidden` (R, D) the activation at its last token, from which Q is read unless the model has a
+    reader, `position` (R,) that of its action. `siblings` rows in a row follow the same play.
+    `cache` and `hidden` are None where nobody needs the sequence: Q has a reader, and nothing is
+    to be imagined.
     """
 
     model: WorldActionModel
     decoder: Decoder
     tables: Tables
-    cache: Cache
+    cache: Cache | None
     games: Tensor
     frame: Tensor
-    hidden: Tensor
+    before: Tensor
+    hidden: Tensor | None
     position: Tensor
     siblings: int = 1
 
@@ -52,28 +56,32 @@ class Dream:
         """
         B, T, _ = obs_tokens.shape
         assert T + steps <= MAX_FRAMES, "checked with the planner's configuration"
-        frame = obs_tokens[:, -1]
+        frame, before = obs_tokens[:, -1], model.previous_frames(obs_tokens)[:, -1]
         actions = F.pad(actions, (0, 1))
         if lengths is None:
             lengths = games.new_full((B,), T)
         else:
+            before = before.masked_fill((lengths < 2).unsqueeze(1), model.config.vocabulary)
             # Real frames first: positions then count from each row's own start.
             order = (torch.arange(T, device=games.device) - lengths.unsqueeze(1)) % T
             obs_tokens = obs_tokens.gather(1, order.unsqueeze(-1).expand_as(obs_tokens))
             actions = actions.gather(1, order)
         decoder = decoder or decoder_of(model)
         tables = decoder.tables(model)
+        position = lengths * BLOCK_TOKENS - 1
+        if model.has_reader and not steps:
+            return cls(model, decoder, tables, None, games, frame, before, None, position)
         hints = model.hints(obs_tokens) if model.config.copy_previous else None
         x = model.embed(obs_tokens, actions, games, hints, tables)
-        position = lengths * BLOCK_TOKENS - 1
         cache, hidden = prefill(
             model.transformer, x[:, :-1], position - 1, capacity=steps * BLOCK_TOKENS
         )
-        return cls(model, decoder, tables, cache, games, frame, hidden, position)
+        return cls(model, decoder, tables, cache, games, frame, before, hidden, position)
 
     def branch(self, rows: Tensor, siblings: int = 1) -> Dream:
         """The dream whose row i goes on from this one's row `rows[i]` of the same environment;
         each is taken `siblings` times in a row."""
+        assert self.cache is not None and self.hidden is not None
         return Dream(
             self.model,
             self.decoder,
@@ -81,6 +89,7 @@ class Dream:
             self.cache.branch(rows),
             self.games[rows],
             self.frame[rows],
+            self.before[rows],
             self.hidden[rows],
             self.position[rows],
             siblings,
@@ -89,7 +98,12 @@ class Dream:
     def q_values(self, pessimistic: bool = False) -> Tensor:
         """Expected returns (R, 18) at the newest frame, illegal actions -inf: of the ensemble's
         mean distribution, or the least of its members'."""
-        logits = self.model.q_head(self.hidden.unsqueeze(1))
+        if self.model.has_reader:
+            read = self.model.read(self.frame, self.before, self.tables)
+        else:
+            assert self.hidden is not None
+            read = self.hidden
+        logits = self.model.q_head(read.unsqueeze(1))
         if pessimistic:
             members = [self.model.values(member.unsqueeze(0)) for member in logits]
             values = torch.stack(members).amin(0)[:, 0]
@@ -106,6 +120,7 @@ class Dream:
         everything is the most likely; with one it is drawn from what the model predicts.
         """
         model = self.model
+        assert self.cache is not None
         base = model.embed_block(actions, self.frame, self.games, self.position, self.tables)
         shape = (*self.frame.shape, model.config.vocabulary)
         noise = None if generator is None else gumbel(shape, generator)
@@ -114,7 +129,7 @@ class Dream:
         )
         self.cache.filled += BLOCK_TOKENS
         self.position = self.position + BLOCK_TOKENS
-        self.frame, self.hidden = frame.tokens, frame.hidden
+        self.before, self.frame, self.hidden = self.frame, frame.tokens, frame.hidden
         rewards = _pick(model.reward_head(frame.action_hidden), generator) - 1
         ends = _pick(model.end_head(frame.action_hidden), generator)
         return rewards.float(), ends.bool()

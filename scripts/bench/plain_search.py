@@ -62,22 +62,27 @@ def forward(model: WorldActionModel, x_BND: Tensor, cache: PlainCache) -> Tensor
 
 @dataclass
 class PlainDream:
-    """Rows of play; `frame` (R, 36) is the newest, `hidden` (R, D) its last activation."""
+    """Rows of play; `frame` (R, 36) is the newest, after `before`, `hidden` (R, D) its last
+    activation."""
 
     model: WorldActionModel
     tables: Tables
     cache: PlainCache
     games: Tensor
     frame: Tensor
+    before: Tensor
     hidden: Tensor
 
     def select(self, rows: Tensor) -> PlainDream:
         cache = self.cache.select(rows)
-        frame, hidden = self.frame[rows], self.hidden[rows]
-        return PlainDream(self.model, self.tables, cache, self.games[rows], frame, hidden)
+        kept = (x[rows] for x in (self.games, self.frame, self.before, self.hidden))
+        return PlainDream(self.model, self.tables, cache, *kept)
 
     def q_values(self) -> Tensor:
-        values = self.model.values(self.model.q_head(self.hidden.unsqueeze(1)))[:, 0]
+        read = self.hidden
+        if self.model.has_reader:
+            read = self.model.read(self.frame, self.before, self.tables)
+        values = self.model.values(self.model.q_head(read.unsqueeze(1)))[:, 0]
         return values.masked_fill(~self.model.legal_actions[self.games], -torch.inf)
 
     def extend(self, tokens: Tensor, hint: Tensor | None, action: bool) -> Tensor:
@@ -104,11 +109,8 @@ class PlainDream:
             logits = model.predict_tokens(hidden[:, 0], hints[:, k] if copying else None)
             tokens.append(logits.argmax(-1))
             x = self.extend(tokens[-1], hints[:, k + 1], action=False)
-            if model.config.summary_width and k == FRAME_TOKENS - 1:
-                previous = model.summary_of_previous(before, self.tables)
-                x = x + model.summarise(torch.stack(tokens, 1), previous, self.tables)
             hidden = forward(model, x.unsqueeze(1), self.cache)
-        self.frame, self.hidden = torch.stack(tokens, 1), hidden[:, -1]
+        self.frame, self.before, self.hidden = torch.stack(tokens, 1), before, hidden[:, -1]
         return rewards.float()
 
 
@@ -128,7 +130,8 @@ def plain_search(
     hints = model.hints(obs_tokens) if model.config.copy_previous else None
     x = model.embed(obs_tokens, F.pad(actions, (0, 1)), games, hints)
     hidden = forward(model, x[:, :-1], cache)[:, -1]
-    dream = PlainDream(model, model.tables(), cache, games, obs_tokens[:, -1], hidden)
+    newest = obs_tokens[:, -1], model.previous_frames(obs_tokens)[:, -1]
+    dream = PlainDream(model, model.tables(), cache, games, *newest, hidden)
     q_BNA = dream.q_values().unsqueeze(1)
     scores_BN, first_BN = q_BNA.max(-1)
     returns_BN = torch.zeros_like(scores_BN)

@@ -195,10 +195,10 @@ def briefly_trained(agent: Agent, files: list[EpisodeFile], steps: int) -> World
         q_width=768,
         codebook_width=nano.codebook_width,
         copy_previous=nano.copy_previous,
-        summary_width=nano.summary_width,
+        reader_width=nano.reader_width,
     )
     model = WorldActionModel(config)
-    model.set_codebook(agent.model.codebook)
+    model.set_codes(agent.tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rng = np.random.default_rng(0)
     for step in range(steps):

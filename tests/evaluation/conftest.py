@@ -19,7 +19,7 @@ from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
 from jowa.models.tokenizers import to_state
 
 GAMES = ("Boxing", "Alien")  # both score early
-SIZES = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+SIZES = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from jowa.learning.losses import cloning_loss
 from jowa.learning.objective import LossConfig, Objective
 from jowa.planning.beam import plan
 
-NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+NANO = {"codebook_width": 4, "copy_previous": True, "reader_width": 8, "bell_start": 1.0}
 CLONING = LossConfig(cloning=1.0)
 Maker = Callable[..., Any]
 
@@ -50,7 +50,7 @@ def test_the_loss_is_the_mean_surprise_at_the_datas_actions() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, NANO, {"distributional": False}])
-def test_it_trains_backbone_and_q_head_and_nothing_else(
+def test_it_trains_what_q_reads_and_the_q_head_and_nothing_else(
     make_batch: Maker, make_tokenizer: Maker, make_model: Maker, options: dict[str, Any]
 ) -> None:
     model = make_model(scale=5.0, **options)
@@ -61,13 +61,15 @@ def test_it_trains_backbone_and_q_head_and_nothing_else(
     loss.backward()
     for name, parameter in model.named_parameters():
         world = name.startswith(("observation_head", "reward_head", "end_head", "copy_gate"))
-        trained = not world and "target" not in name
+        reads = name.startswith(("q_head", "reader")) if model.has_reader else not world
+        trained = reads and "target" not in name
         assert parameter.requires_grad == trained, name
         got = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert got == trained, name
     assert not any(p.requires_grad for p in objective.tokenizer.parameters())
     assert metrics["loss/total"] == metrics["cloning/cross_entropy"] > 0.3
-    assert set(metrics) == {"loss/total", "cloning/cross_entropy", "q/greedy_is_data_action"}
+    agreement = {"q/greedy_is_data_action", "q/greedy_is_changed_action"}
+    assert set(metrics) == {"loss/total", "cloning/cross_entropy", *agreement}
 
 
 def test_padding_and_imagined_steps_are_not_cloned(

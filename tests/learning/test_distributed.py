@@ -24,9 +24,9 @@ BATCH = 6
 SIZES = [
     *["tokenizer.hidden=16", "tokenizer.code_width=4", "tokenizer.vocabulary=32"],
     *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
-    *["model.summary_width=8", "model.q_width=16", "model.transformer.layers=1"],
+    *["model.reader_width=8", "model.q_width=16", "model.transformer.layers=1"],
     *["model.transformer.width=16", "model.transformer.dropout=0", "model.q_dropout=0"],
-    "model.summary_dropout=0",
+    "model.reader_dropout=0",
 ]
 TRAINING = [
     *["stage1.steps=5", "stage2.steps=5", f"stage1.batch_size={BATCH}"],

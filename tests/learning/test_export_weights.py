@@ -113,7 +113,7 @@ def test_half_precision_decides_alike(
     seen = dataset.batch(np.arange(0, 80, 5))
     inputs = seen.observations, seen.games, seen.mask_padding, seen.keys
     tokenizer.learn(tokenizer.train().loss(*inputs).statistics)
-    model = make_model(scale=5.0, codebook_width=4, copy_previous=True, summary_width=8)
+    model = make_model(scale=5.0, codebook_width=4, copy_previous=True, reader_width=8)
     model.set_codes(tokenizer)
     run, out = tmp_path / "run", tmp_path / "sharp.safetensors"
     save(run, _saved(tokenizer, model), keep=1)

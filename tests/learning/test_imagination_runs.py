@@ -182,7 +182,7 @@ def test_the_commands_imagine(
     sizes = [
         *["tokenizer.vocabulary=32", "tokenizer.code_width=4", "tokenizer.hidden=16"],
         *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
-        *["model.summary_width=8", "model.q_width=16", "model.transformer.layers=1"],
+        *["model.reader_width=8", "model.q_width=16", "model.transformer.layers=1"],
         *["model.transformer.width=16", "stage1.steps=2", "stage1.batch_size=4"],
     ]
 

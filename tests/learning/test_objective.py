@@ -16,7 +16,7 @@ from jowa.learning.objective import LossConfig, Objective
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionModel
 
-NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+NANO = {"codebook_width": 4, "copy_previous": True, "reader_width": 8, "bell_start": 1.0}
 STAGE1 = LossConfig(tokenizer=1.0, world_model=1.0)
 STAGE2 = LossConfig(world_model=0.1, q=1.0, n_step=3)
 TokenizerMaker = Callable[..., PatchTokenizer]
@@ -47,20 +47,25 @@ def test_stage1_trains_tokenizer_and_world_model_but_not_q(
     objective(batch)[0].backward()
     assert all(reached(tokenizer).values())
     for name, got in reached(model).items():
-        assert got == ("q_head" not in name), name
+        assert got == (not name.startswith(("q_head", "target_q_head", "reader"))), name
 
 
-def test_stage2_flows_from_q_alone_into_the_backbone_and_not_into_the_tokenizer(
-    make_batch: Callable[..., Batch], make_tokenizer: TokenizerMaker, make_model: ModelMaker
+@pytest.mark.parametrize("options", [NANO, {**NANO, "reader_width": 0}])
+def test_stage2_flows_from_q_alone_into_what_it_reads_and_not_into_the_tokenizer(
+    make_batch: Callable[..., Batch],
+    make_tokenizer: TokenizerMaker,
+    make_model: ModelMaker,
+    options: dict[str, object],
 ) -> None:
-    tokenizer, model = make_tokenizer(), make_model(**NANO)
+    tokenizer, model = make_tokenizer(), make_model(**options)
     objective = Objective(tokenizer, model, dataclasses.replace(STAGE2, world_model=0.0))
     before = tokenizer.fingerprint()
     objective.train()(make_batch([8, 8, 3, 8]))[0].backward()
     got = reached(model)
     for name, flowed in got.items():
         world = name.startswith(("observation_head", "reward_head", "end_head", "copy_gate"))
-        assert flowed == (not world and "target" not in name), name
+        reads = name.startswith(("q_head", "reader")) if model.has_reader else not world
+        assert flowed == (reads and "target" not in name), name
     assert not any(reached(tokenizer).values())
     assert tokenizer.fingerprint() == before
 
@@ -77,6 +82,30 @@ def test_finetuning_reaches_everything(
     objective(batch)[0].backward()
     assert all(reached(tokenizer).values())
     assert all(got for name, got in reached(model).items() if "target" not in name)
+
+
+@pytest.mark.parametrize("options", [{}, NANO])
+def test_the_world_model_learns_from_one_segment_in_so_many(
+    make_batch: Callable[..., Batch],
+    make_tokenizer: TokenizerMaker,
+    make_model: ModelMaker,
+    options: dict[str, object],
+) -> None:
+    """Those with the least keys, so that processes together choose what one alone would."""
+    model = make_model(dropout=0.0, **options)
+    keys = torch.tensor([5, 3, 9, 7, 2, 8, 6, 4])
+    batch = dataclasses.replace(make_batch([8, 5, 3, 8, 8, 2, 7, 1]), keys=keys)
+    config = LossConfig(world_model=1.0)
+    every = Objective(make_tokenizer(), model, config).train()
+    few = Objective(make_tokenizer(), model, dataclasses.replace(config, world_one_in=4)).train()
+    chosen = batch.select(torch.tensor([1, 4]))
+    expected = every(chosen).loss
+    torch.testing.assert_close(few(batch).loss, expected)
+    halves = [batch.select(slice(0, 4)), batch.select(slice(4, 8))]
+    counts = torch.stack([few.counts(half) for half in halves]).mean(0)
+    together = torch.stack([few(half, counts).loss for half in halves]).mean()
+    torch.testing.assert_close(together, expected)
+    torch.testing.assert_close(few.eval()(batch).loss, every.eval()(batch).loss)
 
 
 @pytest.mark.parametrize("options", [{}, NANO])

@@ -33,7 +33,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Pat
 def test_the_published_recipe_trains_the_published_networks(pretrained: Path) -> None:
     state = load(find(pretrained)).state
     assert state["tokenizer"]["kind"] == "conv"
-    assert not state["model"]["summary_width"] and not state["model"]["copy_previous"]
+    assert not state["model"]["reader_width"] and not state["model"]["copy_previous"]
     lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     stages = {line["phase"]: line for line in lines}
     assert stages["stage1"]["rate/model"] == stages["stage1"]["rate/tokenizer"] == 1e-4

@@ -17,7 +17,7 @@ from jowa.learning.trainer import Phase, Trainer
 TINY = [
     *["tokenizer.hidden=16", "tokenizer.code_width=4", "tokenizer.vocabulary=32"],
     *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
-    *["model.summary_width=8", "model.q_width=16", "model.transformer.layers=1"],
+    *["model.reader_width=8", "model.q_width=16", "model.transformer.layers=1"],
     *["model.transformer.width=16", "stage1.batch_size=4", "stage2.batch_size=4"],
     *["stage1.steps=4", "stage2.steps=6", "stage2.target_update_every=2"],
     *["log.scalars=1", "log.details=2", "log.pictures=100", "log.checkpoint=2"],

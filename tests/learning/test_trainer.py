@@ -27,7 +27,7 @@ from jowa.learning.optim import OptimizerConfig
 from jowa.learning.trainer import Phase, Stopped, Trainer
 
 CPU = Compute(torch.device("cpu"), torch.float32)
-NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+NANO = {"codebook_width": 4, "copy_previous": True, "reader_width": 8, "bell_start": 1.0}
 FIRST = LossConfig(tokenizer=1.0, world_model=1.0)
 SECOND = LossConfig(tokenizer=0.5, world_model=0.5, q=1.0, n_step=2)
 Experiment = Callable[..., Trainer]

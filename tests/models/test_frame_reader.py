@@ -32,13 +32,13 @@ def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
     torch.manual_seed(0)
     reader = FrameReader(hidden=12, width=5, dropout=0.0)
     reader.initialise()
-    for layer in (reader.newest, reader.second, reader.hidden):
+    for layer in (reader.first, reader.second, reader.hidden):
         layer.bias.normal_()
     tokenizer, game = make_tokenizer(), data[0].game
     tokenizer.codes.normal_()
     tokens = torch.randint(0, tokenizer.vocabulary, (2, 6, 36))
     pictures = tokenizer.code_pictures()
-    ours = reader(pictures[tokens[0]], reader.past(pictures[tokens[1]]))
+    ours = reader(*(reader.cells(pictures[part]) for part in tokens))
 
     # The decoder's pictures may leave the range of grey levels, which `decode` does not.
     residual = tokenizer.decoder(tokenizer.codes)
@@ -51,9 +51,8 @@ def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
         background = tokenizer.background[games].unsqueeze(1) / 255
         shown = (background + grid).clamp(0, 1)
         torch.testing.assert_close(tokenizer.decode(part, games), shown)
-    newest, before = (plain_kernel(c.weight, 4) for c in (reader.newest, reader.before))
-    x = F.conv2d(4 * frames[0], newest, reader.newest.bias, stride=4)
-    x = F.relu(x + F.conv2d(4 * frames[1], before, stride=4))
+    x = F.conv2d(4 * torch.cat(frames, 1), plain_kernel(reader.first.weight, 4), stride=4)
+    x = F.relu(x + reader.first.bias[:, None, None])
     x = F.relu(F.conv2d(x, plain_kernel(reader.second.weight, 2), reader.second.bias, stride=2))
     torch.testing.assert_close(ours, reader.out(F.relu(reader.hidden(x.flatten(1)))))
 
@@ -61,27 +60,28 @@ def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
 @torch.no_grad()
 def test_q_sees_this_frame_and_the_one_before_as_pictures(make_model: Maker) -> None:
     """Codes that look alike are read alike, others are not; the first frame follows nothing."""
-    model = make_model(summary_width=8, scale=3.0)
+    model = make_model(reader_width=8, scale=3.0)
     model.pictures[5] = model.pictures[3]
-    model.observation_embedding.weight[5] = model.observation_embedding.weight[3]
     tokens = torch.randint(6, 24, (1, 3, 36))
-    actions, games = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long)
 
-    def last(frame: int, code: int) -> Tensor:
+    def read(frame: int, code: int) -> Tensor:
         changed = tokens.clone()
         changed[0, frame, 7] = code
-        return model.embed(changed, actions, games, None).view(3, 37, -1)[:, 35]
+        return model.read_all(changed)[0]
 
     for frame in range(3):
-        assert torch.equal(last(frame, 3), last(frame, 5))
-        moved = (last(frame, 3) != last(frame, 4)).any(-1).tolist()
+        assert torch.equal(read(frame, 3), read(frame, 5))
+        moved = (read(frame, 3) != read(frame, 4)).any(-1).tolist()
         assert moved == [i in (frame, frame + 1) for i in range(3)]
-    none = model.past_of(torch.full((1, 36), model.config.vocabulary), model.tables())
-    assert (none == 0).all()
+    # One by one, as a planner reads them.
+    before = model.previous_frames(tokens)[0]
+    torch.testing.assert_close(
+        model.read(tokens[0], before, model.tables()), model.read_all(tokens)[0]
+    )
 
 
 def test_gradients_reach_all_of_it(make_model: Maker) -> None:
-    model = make_model(summary_width=8, scale=3.0).train()
+    model = make_model(reader_width=8, scale=3.0).train()
     tokens = torch.randint(0, 24, (2, 3, 36))
     actions, games = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     model(tokens, actions, games, world=False).q_logits.square().sum().backward()
@@ -100,5 +100,6 @@ def test_translated_things_are_read_by_the_same_kernels(seed: int) -> None:
         frame = torch.zeros(84, 84)
         frame[30 + shift : 35 + shift, 41:44] = thing
         pictures = frame.view(6, 14, 6, 14).transpose(1, 2).reshape(1, 36, 196)
-        readings.append(reader.past(pictures))
+        cells = reader.cells(pictures)
+        readings.append(reader.first(torch.cat([cells, cells], dim=1)))
     torch.testing.assert_close(readings[0][:, :, :-1], readings[1][:, :, 1:])

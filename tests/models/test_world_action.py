@@ -12,7 +12,7 @@ from jowa.games import get
 from jowa.models.world_action import WorldActionModel
 
 V = 24
-NANO = {"codebook_width": 4, "copy_previous": True, "summary_width": 8, "bell_start": 1.0}
+NANO = {"codebook_width": 4, "copy_previous": True, "reader_width": 8, "bell_start": 1.0}
 OPTIONS: list[dict[str, object]] = [{}, NANO, {"copy_previous": True}, {"codebook_width": 4}]
 Maker = Callable[..., WorldActionModel]
 
@@ -74,11 +74,11 @@ def test_tokens_are_embedded_by_their_code(make_model: Maker) -> None:
     same = torch.where(torch.rand(obs.shape) < 0.5, obs.masked_fill(obs == 4, 9), obs)
     assert not torch.equal(same, obs)
     torch.testing.assert_close(
-        model(same, actions, games).hidden, model(obs, actions, games).hidden
+        model(same, actions, games).predicting, model(obs, actions, games).predicting
     )
-    before = model(obs, actions, games).hidden
+    before = model(obs, actions, games).predicting
     model.codebook.normal_()
-    assert (model(obs, actions, games).hidden - before).abs().max() > 1e-3
+    assert (model(obs, actions, games).predicting - before).abs().max() > 1e-3
 
 
 def test_the_target_head_learns_only_by_update_target(make_model: Maker) -> None:
@@ -120,9 +120,12 @@ def test_the_game_matters_only_through_the_task_embedding(make_model: Maker) -> 
     obs, actions, games = inputs()
     with_task, without = make_model(), make_model(task_embedding=False)
     assert torch.equal(
-        without(obs, actions, games).hidden, without(obs, actions, games.flip(0)).hidden
+        without(obs, actions, games).predicting, without(obs, actions, games.flip(0)).predicting
     )
-    changed = with_task(obs, actions, games.flip(0)).hidden - with_task(obs, actions, games).hidden
+    changed = (
+        with_task(obs, actions, games.flip(0)).predicting
+        - with_task(obs, actions, games).predicting
+    )
     assert (changed.abs().amax(-1) > 1e-4).all()
 
 
@@ -140,7 +143,6 @@ def test_every_head_at_a_step_sees_no_later_step(
         assert part.reward_logits.shape == (2, L, 3) and part.end_logits.shape == (2, L, 2)
         assert part.q_logits.shape == part.target_q_logits.shape == (2, 2, L, 18 * 11)
         for name, axis, count in (
-            ("hidden", 1, 37 * L),
             ("observation_logits", 1, 36 * L),
             ("reward_logits", 1, L),
             ("end_logits", 1, L),
@@ -160,6 +162,36 @@ def test_q_does_not_see_the_action_of_its_own_step(make_model: Maker) -> None:
     torch.testing.assert_close(second.q_logits[:, :, :3], first.q_logits[:, :, :3])
     assert (second.q_logits - first.q_logits)[:, :, 3].abs().max() > 1e-4
     assert (second.reward_logits - first.reward_logits)[:, 2].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_q_with_a_reader_sees_this_frame_and_the_one_before_and_no_actions(
+    make_model: Maker,
+) -> None:
+    model = make_model(scale=3.0, copy_previous=True, reader_width=8)
+    obs, actions, games = inputs()
+    expected = model(obs, actions, games).q_logits
+    assert torch.equal(model(obs, actions.flip(1), games).q_logits, expected)
+    for frame in range(obs.shape[1]):
+        other = obs.clone()
+        other[:, frame] = (other[:, frame] + 1) % V
+        difference = (model(other, actions, games).q_logits - expected).abs().amax((0, 1, 3))
+        moved = (difference > 1e-4).tolist()
+        assert moved == [at in (frame, frame + 1) for at in range(obs.shape[1])]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@torch.no_grad()
+def test_world_rows_are_those_rows_of_the_whole(
+    make_model: Maker, options: dict[str, object]
+) -> None:
+    model = make_model(scale=3.0, **options)
+    obs, actions, games = inputs()
+    whole = model(obs, actions, games)
+    part = model(obs, actions, games, world_rows=torch.tensor([1]))
+    for name in ("observation_logits", "reward_logits", "end_logits", "predicting"):
+        torch.testing.assert_close(getattr(part, name), getattr(whole, name)[1:])
+    torch.testing.assert_close(part.q_logits, whole.q_logits)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from jowa.models.world_action import WorldActionModel
 from jowa.planning.beam import check, imagine, plan
 from jowa.planning.dream import Dream
 
-ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 Contexts = tuple[Tensor, Tensor, Tensor]
 Maker = Callable[..., WorldActionModel]
 
@@ -116,7 +116,7 @@ def test_planning_follows_a_reward_that_q_does_not_know(
         model.action_embedding.weight.normal_(0, 1e-3)
         model.action_embedding.weight[right] = 100.0 * torch.randn(16)
         hidden = {
-            a: model(frames[:1, :1], torch.tensor([[a]]), torch.tensor([pong])).hidden[0, -1]
+            a: model(frames[:1, :1], torch.tensor([[a]]), torch.tensor([pong])).predicting[0, -1]
             for a in range(18)
         }
         direction = hidden[right] - hidden[0]

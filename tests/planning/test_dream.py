@@ -16,7 +16,7 @@ from jowa.models.world_action import WorldActionModel
 from jowa.planning.decode import TRIALS, Decoder
 from jowa.planning.dream import Dream, gumbel
 
-ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"task_embedding": False, "copy_previous": True},
@@ -172,8 +172,8 @@ def test_a_decoder_notices_new_weights(make_model: Maker, contexts: Contexts) ->
     for change in (lambda: None, lambda: model.load_state_dict(other.state_dict())):
         change()
         with torch.inference_mode():
-            used = Dream.start(model, frames, actions, games, 0, decoder=decoder)
-            fresh = Dream.start(model, frames, actions, games, 0)
+            used = Dream.start(model, frames[:, 1:], actions[:, 1:], games, 1, decoder=decoder)
+            fresh = Dream.start(model, frames[:, 1:], actions[:, 1:], games, 1)
         assert used.tables is decoder.tables(model)
         assert torch.equal(used.hidden, fresh.hidden)
 

@@ -84,7 +84,7 @@ def cases(draw: st.DrawFn) -> Case:
 @pytest.fixture(scope="module")
 def models(make_model: Callable[..., WorldActionModel]) -> dict[str, WorldActionModel]:
     """Untrained weights with and without options, some sharp; and some briefly trained."""
-    small: dict[str, Any] = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+    small: dict[str, Any] = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
     trained = make_model(seed=4, dropout=0.0, **small)
     optimizer = torch.optim.Adam(trained.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)

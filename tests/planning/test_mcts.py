@@ -17,7 +17,7 @@ from jowa.models.world_action import WorldActionModel
 from jowa.planning.decode import Decoder
 from jowa.planning.mcts import tree_search
 
-ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 GAMMA = 0.9
 Maker = Callable[..., WorldActionModel]
 Contexts = tuple[Tensor, Tensor, Tensor]

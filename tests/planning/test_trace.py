@@ -16,7 +16,7 @@ from jowa.planning.dream import Dream
 from jowa.planning.mcts import tree_search
 from jowa.planning.trace import Future, Trace
 
-ALL = {"codebook_width": 4, "copy_previous": True, "summary_width": 8}
+ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 GAMMA = 0.9
 Contexts = tuple[Tensor, Tensor, Tensor]
 Maker = Callable[..., WorldActionModel]
