@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jowa.learning.config import PhaseConfig
-from jowa.learning.objective import Objective
+from jowa.learning.objective import LossConfig, Objective
 from jowa.models.flops import flops_per_token
 from jowa.models.tokenizer import Tokenizer, TokenizerConfig
 from jowa.models.tokenizers import build_tokenizer
@@ -53,17 +53,30 @@ def count_step(
     objective.freeze_unused()
     tokens, flops, exact = segments * length * BLOCK_TOKENS, 0.0, 0.0
     if model_config is not None:
-        world, q = losses.world_model > 0, losses.trains_q_head
-        flops = tokens * flops_per_token(model_config, length, world=world, q=q)
+        flops = tokens * segment_flops(model_config, losses, length)
+        if model is not None and model.has_reader and losses.trains_q_head:
+            seen = random_batch(1, model_config.vocabulary, length).observations
+            # The backward pass is twice the forward pass.
+            flops += 3.0 * segments * count_flops(lambda: model.read_all(seen))
         exact = segments * length * encoding_flops(tokenizer) if frames else 0.0
     if losses.tokenizer:
         batch = random_batch(1, None, length)
         inputs = batch.observations, batch.games, batch.real, batch.keys
-        # The backward pass is twice the forward pass.
         flops += 3.0 * segments * count_flops(lambda: tokenizer.loss(*inputs))
     state = sum(p.numel() * (STATE_BYTES if p.requires_grad else 4) for p in objective.parameters())
-    one = activation_bytes(objective, None if frames else tokenizer.vocabulary, length)
+    vocabulary = None if frames else tokenizer.vocabulary
+    one = activation_bytes(objective, vocabulary, length, losses.world_one_in)
     return Step(segments, tokens, flops, exact, state + -(-segments // gpus) * one)
+
+
+def segment_flops(config: WorldActionConfig, losses: LossConfig, length: int) -> float:
+    """A mean over segments, for each token: the world model takes one in `world_one_in`."""
+    q = losses.trains_q_head
+    without = flops_per_token(config, length, world=False, q=q)
+    if not losses.world_model:
+        return without
+    whole = flops_per_token(config, length, world=True, q=q)
+    return without + (whole - without) / losses.world_one_in
 
 
 def count_flops(work: Callable[[], Any]) -> int:
@@ -79,14 +92,16 @@ def encoding_flops(tokenizer: Tokenizer) -> int:
     return count_flops(lambda: tokenizer.encode(batch.observations, batch.games))
 
 
-def activation_bytes(objective: Objective, vocabulary: int | None, length: int) -> int:
-    """What autograd keeps of a segment for the backward pass, in float32: that of two segments
-    less that of one. bfloat16 keeps less, and so does a compiled step."""
+def activation_bytes(
+    objective: Objective, vocabulary: int | None, length: int, together: int = 1
+) -> int:
+    """What autograd keeps of a segment for the backward pass, in float32: that of twice `together`
+    segments less that of as many. bfloat16 keeps less, and so does a compiled step."""
     for module in objective.modules():
         if isinstance(module, Attention):
             module.dropout = 0.0  # with which a CPU keeps all probabilities, and a GPU a seed
     kept = []
-    for segments in (1, 2):
+    for segments in (together, 2 * together):
         seen: dict[int, torch.UntypedStorage] = {}
 
         def keep(x: Tensor, seen: dict[int, torch.UntypedStorage] = seen) -> Tensor:
@@ -97,4 +112,4 @@ def activation_bytes(objective: Objective, vocabulary: int | None, length: int) 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             objective(random_batch(segments, vocabulary, length))
         kept.append(sum(storage.nbytes() for storage in seen.values()))
-    return kept[1] - kept[0]
+    return (kept[1] - kept[0]) // together

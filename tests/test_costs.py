@@ -45,6 +45,24 @@ def test_flops_of_a_token_are_what_pytorch_counts(losses: LossConfig, length: in
     assert computed + hidden_half == pytest.approx(counted, rel=0.03)
 
 
+@pytest.mark.parametrize("reader", [0, 32])
+def test_a_world_model_of_few_segments_costs_their_share(reader: int) -> None:
+    config = dataclasses.replace(SMALL, reader_width=reader)
+    tokenizer = PatchTokenizerConfig(vocabulary=SMALL.vocabulary)
+    losses = LossConfig(world_model=1.0, q=1.0, world_one_in=4)
+
+    def step(losses: LossConfig) -> Step:
+        phase = PhaseConfig(steps=1, batch_size=8, losses=losses)
+        return count_step(phase, tokenizer, config, 1, frames=False)
+
+    q, all_of_it = step(LossConfig(q=1.0)), step(dataclasses.replace(losses, world_one_in=1))
+    few = step(losses)
+    assert few.flops - q.flops == pytest.approx((all_of_it.flops - q.flops) / 4)
+    assert q.memory < few.memory < all_of_it.memory
+    if reader:  # convolutions instead of 37 tokens a frame through the transformer
+        assert q.flops < all_of_it.flops / 3
+
+
 def test_convolutions_are_counted_and_linear_in_their_number() -> None:
     """One convolution by hand: 9 weights a pixel and pair of channels, and so on."""
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)

@@ -11,13 +11,15 @@ def flops_per_token(
 ) -> float:
     """Multiplications and additions of forward and backward for each token of a sequence.
 
-    6 for each weight that a token meets, 6·N·D a layer for (causal) attention over the N tokens of
+    The transformer is left out where nobody needs it: Q has a reader, and `world` is false. 6 for
+    each weight that a token meets, 6·N·D a layer for (causal) attention over the N tokens of
     `frames` frames. `world` and `q` say which heads are trained. What is no matrix product, and
     what the options for small scale add, is left out.
     """
     D, layers = config.transformer.width, config.transformer.layers
     N = frames * BLOCK_TOKENS
-    backbone = layers * (12 * D * D + N * D)
+    needed = world or not config.reader_width
+    backbone = needed * layers * (12 * D * D + N * D)
     world_heads = (D * D + D * config.vocabulary) * FRAME_TOKENS / BLOCK_TOKENS
     world_heads += (2 * D * D + 5 * D) / BLOCK_TOKENS
     outputs = NUM_ACTIONS * (config.atoms if config.distributional else 1)
