@@ -57,7 +57,9 @@ def count_step(
         if model is not None and model.has_reader and losses.trains_q_head:
             seen = random_batch(1, model_config.vocabulary, length).observations
             # The backward pass is twice the forward pass.
-            flops += 3.0 * segments * count_flops(lambda: model.read_all(seen))
+            flops += (
+                3.0 * segments * count_flops(lambda: model.reader.read_all(seen, model.pictures))
+            )
         exact = segments * length * encoding_flops(tokenizer) if frames else 0.0
     if losses.tokenizer:
         batch = random_batch(1, None, length)

@@ -104,6 +104,14 @@ from jowa.games import GAMES
         (["convert", "published_finetune", "root=x", "source=y"], ["quality=..."]),
         (["convert", "published_finetune", "root=x", "source=y", "quality=good"], ["suboptimal"]),
         (["evaluate", "checkpoint=x", "launcher=moon"], ["moon", "slurm"]),
+        (
+            ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.world_one_in=3"],
+            ["world_one_in is 3", "batch_size 16", "multiple"],
+        ),
+        (
+            ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.detach_q=true"],
+            ["detach_q", "reader_width=256"],
+        ),
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),
         (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),

@@ -90,6 +90,12 @@ def check_phase(name: str, phase: PhaseConfig) -> None:
             f"{name}.imagination.share is {phase.imagination.share}, but {name} does not train the "
             f"world model that would imagine: set {name}.losses.world_model, or the share to 0."
         )
+    few = phase.losses.world_one_in
+    if few < 1 or phase.batch_size % few:
+        raise UserError(
+            f"{name}.losses.world_one_in is {few} and {name}.batch_size {phase.batch_size}: give "
+            f"a batch_size that is a multiple of it, and 1 for all segments."
+        )
     check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
 
 
@@ -148,13 +154,15 @@ def make_phase(
 
     imagination = None
     imagined = config.imagination.imagined(config.batch_size)
+    few = config.losses.world_one_in
+    together = few * processes.size
+    if (imagined or few > 1) and (imagined % together or config.batch_size % together):
+        raise UserError(
+            f"{name}: {config.batch_size - imagined} real and {imagined} imagined segments cannot "
+            f"be split over {processes.size} processes in groups of {few} (losses.world_one_in): "
+            f"choose a batch_size and an imagination.share that make both multiples."
+        )
     if imagined:
-        if imagined % processes.size or config.batch_size % processes.size:
-            raise UserError(
-                f"{name}: {config.batch_size - imagined} real and {imagined} imagined segments "
-                f"cannot be split over {processes.size} processes: choose a batch_size and an "
-                f"imagination.share that make both multiples."
-            )
         rest = sampler(dataset, imagined, seed + REST, config.reward_fraction)
         imagination = Imagination(config.imagination, dataset, rest, seed, processes)
     validation, held_out = None, segments.held_out

@@ -3,7 +3,7 @@
 A map of arbitrary code vectors does not carry over from one place to another and attention takes
 millions of updates to learn where things are; convolutions over the pictures of the codes do both
 at once, and read dreams like real frames. What is more, they see no actions: a Q that sees the
-last ones learns above all to repeat them. N frames, D width.
+last ones learns above all to repeat them. N frames, V codes, D width.
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ class FrameReader(nn.Module):
         """(N, 16, 21, 21): cells of 4x4 pixels of frames, pictures (N, 36, 196)."""
         frames = from_patches(pictures).unsqueeze(1)
         return F.pixel_unshuffle(frames * _SCALE, _STRIDES[0])
+
+    def read(self, frame: Tensor, before: Tensor, pictures: Tensor) -> Tensor:
+        """(N, D) from frames and those before them, (N, 36) positions in `pictures` (C, 196)."""
+        cells = (self.cells(F.embedding(tokens, pictures)) for tokens in (frame, before))
+        return cast(Tensor, self(*cells))
+
+    def read_all(self, obs_tokens: Tensor, pictures: Tensor) -> Tensor:
+        """(B, L, D) from every frame of (B, L, 36); nothing is before the first of each row."""
+        B, L, _ = obs_tokens.shape
+        newest = self.cells(F.embedding(obs_tokens.flatten(0, 1), pictures))
+        before = newest.unflatten(0, (B, L))[:, :-1]
+        before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
+        return cast(Tensor, self(newest, before)).unflatten(0, (B, L))
 
     def forward(self, newest: Tensor, before: Tensor) -> Tensor:
         """(N, D) from the `cells` of frames and of those before them, zeros where there is none."""

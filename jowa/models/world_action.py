@@ -205,23 +205,6 @@ class WorldActionModel(nn.Module):
         last = torch.full_like(obs_tokens[..., :1], self.config.vocabulary)
         return torch.cat([previous[..., 1:], last, obs_tokens[..., :1]], dim=-1)
 
-    def read(self, frame: Tensor, before: Tensor, tables: Tables) -> Tensor:
-        """(N, D) that Q reads at frames (N, 36), with those before them, V where there is none."""
-        cells = self._cells(frame, tables), self._cells(before, tables)
-        return cast(Tensor, self.reader(*cells))
-
-    def read_all(self, obs_tokens: Tensor, tables: Tables | None = None) -> Tensor:
-        """(B, L, D) that Q reads at every frame of (B, L, 36); nothing is before the first."""
-        B, L, _ = obs_tokens.shape
-        newest = self._cells(obs_tokens.flatten(0, 1), tables or self.tables())
-        before = newest.unflatten(0, (B, L))[:, :-1]
-        before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
-        return cast(Tensor, self.reader(newest, before)).unflatten(0, (B, L))
-
-    def _cells(self, frame: Tensor, tables: Tables) -> Tensor:
-        assert tables.pictures is not None
-        return self.reader.cells(F.embedding(frame, tables.pictures))
-
     def embed(
         self,
         obs_tokens: Tensor,
@@ -270,7 +253,7 @@ class WorldActionModel(nn.Module):
             if world:
                 few = obs_tokens[rows], actions[rows], games[rows]
                 output = self._world(self._blocks(*few), few[0], token_logits)
-            read = self.read_all(obs_tokens) if q else None
+            read = self.reader.read_all(obs_tokens, self.pictures) if q else None
         else:
             blocks = self._blocks(obs_tokens, actions, games)
             if world:

@@ -99,7 +99,8 @@ class Dream:
         """Expected returns (R, 18) at the newest frame, illegal actions -inf: of the ensemble's
         mean distribution, or the least of its members'."""
         if self.model.has_reader:
-            read = self.model.read(self.frame, self.before, self.tables)
+            assert self.tables.pictures is not None
+            read = self.model.reader.read(self.frame, self.before, self.tables.pictures)
         else:
             assert self.hidden is not None
             read = self.hidden

@@ -80,8 +80,8 @@ class PlainDream:
 
     def q_values(self) -> Tensor:
         read = self.hidden
-        if self.model.has_reader:
-            read = self.model.read(self.frame, self.before, self.tables)
+        if self.tables.pictures is not None:
+            read = self.model.reader.read(self.frame, self.before, self.tables.pictures)
         values = self.model.values(self.model.q_head(read.unsqueeze(1)))[:, 0]
         return values.masked_fill(~self.model.legal_actions[self.games], -torch.inf)
 

@@ -166,6 +166,17 @@ def test_what_the_phase_cannot_use_is_refused(
     two = dataclasses.replace(CPU, processes=Processes(0, 2))
     with pytest.raises(UserError, match=r"3 real and 3 imagined .* over 2 processes"):
         make_phase("x", config, objective, Segments(dataset), LogConfig(), 0, two)
+    losses = dataclasses.replace(config.losses, world_one_in=2)
+    with pytest.raises(UserError, match=r"3 real and 3 imagined .* groups of 2"):
+        make_phase(
+            "x",
+            dataclasses.replace(config, losses=losses),
+            objective,
+            Segments(dataset),
+            LogConfig(),
+            0,
+            CPU,
+        )
     many = dataclasses.replace(config, imagination=ImaginationConfig(share=0.5, segments=1000))
     with pytest.raises(UserError, match=r"only \d+ segments .* 6 steps .* 1000"):
         make_phase("x", many, objective, Segments(dataset), LogConfig(), 0, CPU)

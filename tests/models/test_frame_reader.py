@@ -67,17 +67,17 @@ def test_q_sees_this_frame_and_the_one_before_as_pictures(make_model: Maker) -> 
     def read(frame: int, code: int) -> Tensor:
         changed = tokens.clone()
         changed[0, frame, 7] = code
-        return model.read_all(changed)[0]
+        return model.reader.read_all(changed, model.pictures)[0]
 
     for frame in range(3):
         assert torch.equal(read(frame, 3), read(frame, 5))
         moved = (read(frame, 3) != read(frame, 4)).any(-1).tolist()
         assert moved == [i in (frame, frame + 1) for i in range(3)]
     # One by one, as a planner reads them.
-    before = model.previous_frames(tokens)[0]
-    torch.testing.assert_close(
-        model.read(tokens[0], before, model.tables()), model.read_all(tokens)[0]
+    one_by_one = model.reader.read(
+        tokens[0], model.previous_frames(tokens)[0], model.tables().pictures
     )
+    torch.testing.assert_close(one_by_one, model.reader.read_all(tokens, model.pictures)[0])
 
 
 def test_gradients_reach_all_of_it(make_model: Maker) -> None:
