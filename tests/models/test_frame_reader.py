@@ -38,7 +38,7 @@ def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
     tokenizer.codes.normal_()
     tokens = torch.randint(0, tokenizer.vocabulary, (2, 6, 36))
     pictures = tokenizer.code_pictures()
-    ours = reader(*(reader.cells(pictures[part]) for part in tokens))
+    ours = reader(*(reader.cells(part, pictures) for part in tokens))
 
     # The decoder's pictures may leave the range of grey levels, which `decode` does not.
     residual = tokenizer.decoder(tokenizer.codes)
@@ -100,6 +100,6 @@ def test_translated_things_are_read_by_the_same_kernels(seed: int) -> None:
         frame = torch.zeros(84, 84)
         frame[30 + shift : 35 + shift, 41:44] = thing
         pictures = frame.view(6, 14, 6, 14).transpose(1, 2).reshape(1, 36, 196)
-        cells = reader.cells(pictures)
+        cells = reader.cells(torch.arange(36).unsqueeze(0), pictures[0])
         readings.append(reader.first(torch.cat([cells, cells], dim=1)))
     torch.testing.assert_close(readings[0][:, :, :-1], readings[1][:, :, 1:])
