@@ -115,8 +115,8 @@ def test_without_task_embedding_the_game_cannot_be_told(
     other = (batch.games + 7) % 60
     for task_embedding in (True, False):
         model = make_model(task_embedding=task_embedding)
-        a = model(batch.observations, batch.actions, batch.games).hidden
-        b = model(batch.observations, batch.actions, other).hidden
+        a = model(batch.observations, batch.actions, batch.games).predicting
+        b = model(batch.observations, batch.actions, other).predicting
         assert torch.equal(a, b) == (not task_embedding)
 
 

@@ -11,6 +11,7 @@ import torch
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import (
+    FORMAT,
     Checkpoint,
     complete,
     fill,
@@ -128,7 +129,7 @@ def test_one_flipped_bit_in_the_weights_is_found(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, made(4), keep=1)
     state = folder / "state.json"
-    state.write_text(state.read_text().replace('"format": 2', '"format": 99'))
+    state.write_text(state.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     with pytest.raises(UserError, match="update jowa"):
         load(folder)
 

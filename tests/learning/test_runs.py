@@ -167,7 +167,7 @@ def test_a_run_directory_itself_may_be_the_root(
         ("metrics.jsonl", b'{"step": 3}\n', "metrics.jsonl"),
         ("metrics.jsonl", b'{"step": "x", "phase": 1, "seconds": null}\n', "TypeError"),
         ("{newest}/state.json", b"", "step_00000005 is damaged"),
-        ("{newest}/state.json", b'{"format": 2, "step": 5, "sha256": {}}', "KeyError"),
+        ("{newest}/state.json", b'{"format": 3, "step": 5, "sha256": {}}', "KeyError"),
         ("{newest}/model.safetensors", None, "step_00000005 is damaged"),
         ("{newest}/model.safetensors", b"\x10\x00", "step_00000005 is damaged"),
         ("{newest}/model.safetensors", "cut", "step_00000005 is damaged"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jowa.cli import main
-from jowa.learning.checkpoint import complete, find, load
+from jowa.learning.checkpoint import FORMAT, complete, find, load
 from jowa.learning.trainer import Phase, Trainer
 
 TINY = [
@@ -208,7 +208,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
 def mark_newer(checkpoint: Path) -> None:
     """Makes a checkpoint look like one of a later jowa."""
     state = checkpoint / "state.json"
-    state.write_text(state.read_text().replace('"format": 2', '"format": 99'))
+    state.write_text(state.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
 
 
 def test_going_on_refuses_what_it_cannot_read_or_is_another_run(
