@@ -252,10 +252,10 @@ class WorldActionModel(nn.Module):
         if self.has_reader:
             if world:
                 few = obs_tokens[rows], actions[rows], games[rows]
-                output = self._world(self._blocks(*few), few[0], token_logits)
+                output = self._world(self.activations(*few), few[0], token_logits)
             read = self.reader.read_all(obs_tokens, self.pictures) if q else None
         else:
-            blocks = self._blocks(obs_tokens, actions, games)
+            blocks = self.activations(obs_tokens, actions, games)
             if world:
                 output = self._world(blocks[rows], obs_tokens[rows], token_logits)
             read = blocks[:, :, FRAME_TOKENS - 1]
@@ -265,8 +265,8 @@ class WorldActionModel(nn.Module):
             output = output._replace(q_logits=q_logits, target_q_logits=self.target_q_logits(read))
         return output
 
-    def _blocks(self, obs_tokens: Tensor, actions: Tensor, games: Tensor) -> Tensor:
-        """The transformer's activations (B, L, 37, D)."""
+    def activations(self, obs_tokens: Tensor, actions: Tensor, games: Tensor) -> Tensor:
+        """The transformer's activations (B, L, 37, D); arguments as of `forward`."""
         hints = self.hints(obs_tokens) if self.config.copy_previous else None
         hidden = self.transformer(self.embed(obs_tokens, actions, games, hints))
         return cast(Tensor, hidden).unflatten(1, (-1, BLOCK_TOKENS))

@@ -91,11 +91,12 @@ class Fixtures:
 
 def forward(fixtures: Fixtures) -> Iterator[Row]:
     """The largest error of each head, in units of the head's root mean square."""
-    inputs = (fixtures.tensors[f"fwd.{name}"] for name in ("obs_tokens", "actions", "tasks"))
+    inputs = [fixtures.tensors[f"fwd.{name}"] for name in ("obs_tokens", "actions", "tasks")]
     with torch.no_grad(), fixtures.autocast():
         output = fixtures.model(*inputs)
+        hidden = fixtures.model.activations(*inputs).flatten(1, 2)
+    yield Row("forward", "hidden", distance(hidden, fixtures.tensors["fwd.hidden"]))
     for field, name in (
-        ("hidden", "hidden"),
         ("observation_logits", "logits_observations"),
         ("reward_logits", "logits_rewards"),
         ("end_logits", "logits_ends"),
