@@ -51,7 +51,8 @@ class FrameReader(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.orthogonal_(module.weight, 1.0 if module is self.out else 2.0**0.5)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def cells(self, frame: Tensor, pictures: Tensor) -> Tensor:
         """(N, 16, 21, 21): cells of 4x4 pixels of frames, (N, 36) positions in `pictures`."""

@@ -126,20 +126,23 @@ class Tree:
 
 @dataclass
 class Nodes:
-    """Frames (B, M, 36), and each layer's keys and values (H, B, M, 37, d), of a tree's nodes."""
+    """Frames (B, M, 36), and each layer's keys and values (H, B, M, 37, d), of a tree's nodes;
+    behind those of the root's context, in `cache`."""
 
     root: Dream
+    cache: Cache
     frames: Tensor
     keys: list[Tensor]
     values: list[Tensor]
 
     @classmethod
     def empty(cls, root: Dream, nodes: int) -> Nodes:
+        assert root.cache is not None
         frames = root.frame.unsqueeze(1).repeat(1, nodes, 1)
         tails = [*root.cache.tail_keys, *root.cache.tail_values]
         pools = [t.new_zeros(*t.shape[:2], nodes, BLOCK_TOKENS, t.shape[3]) for t in tails]
         layers = len(root.cache.tail_keys)
-        return cls(root, frames, pools[:layers], pools[layers:])
+        return cls(root, root.cache, frames, pools[:layers], pools[layers:])
 
     def imagine(
         self, tree: Tree, new: int, generator: torch.Generator | None
@@ -165,7 +168,7 @@ class Nodes:
     def _behind(self, tree: Tree, node: Tensor) -> Cache:
         """The root's cache, and as its tail the blocks from the root to `node` (B,), with gaps
         where a path is shorter than the deepest can be."""
-        cache, rows = self.root.cache, tree.rows
+        cache, rows = self.cache, tree.rows
         slots = cache.tail_keys[0].shape[2] // BLOCK_TOKENS - 1
         path = torch.zeros(len(rows), slots, dtype=torch.long, device=rows.device)
         for slot in reversed(range(slots)):
