@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jowa.models.transformer import Block
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
-from jowa.planning.beam import Plan
+from jowa.planning.beam import Plan, ranked
 
 
 @dataclass
@@ -137,7 +137,7 @@ def plain_search(
     returns_BN = torch.zeros_like(scores_BN)
     for depth in range(1, horizon + 1):
         N, width = q_BNA.shape[1], min(beam_width, q_BNA.shape[-1])
-        top_q, action_BNW = q_BNA.topk(width, dim=-1)
+        top_q, action_BNW = ranked(q_BNA, width)
         real = (top_q.isfinite() & returns_BN.isfinite().unsqueeze(-1)).flatten(1)
         dream = dream.select(torch.arange(B * N).repeat_interleave(width))
         rewards = dream.step(action_BNW.flatten())
@@ -148,7 +148,7 @@ def plain_search(
         scores = scores.masked_fill(~real, -torch.inf)
         first = action_BNW.flatten(1)
         first = first if depth == 1 else first_BN.repeat_interleave(width, dim=1)
-        scores_BN, kept = scores.topk(min(beam_width, scores.shape[1]), dim=-1)
+        scores_BN, kept = ranked(scores, beam_width)
         first_BN = first.gather(1, kept)
         returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
         if depth < horizon:
