@@ -39,6 +39,19 @@ class Compute:
         """Whether to compile: as wished, else on a GPU, where it pays; a CPU gains nothing."""
         return self.device.type == "cuda" if wish is None else wish
 
+    def replays(self, wish: bool | None) -> bool:
+        """Whether to replay a step as one CUDA graph: as wished, else where one GPU trains alone.
+
+        Raises UserError where it is wished for in vain.
+        """
+        able = self.device.type == "cuda" and self.processes.size == 1
+        if wish and not able:
+            raise UserError(
+                f"replay=true records a step of one GPU that trains alone, but this job has "
+                f"{self.processes.size} process(es) on {self.device.type}: leave replay out."
+            )
+        return able if wish is None else wish
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Mixed precision around a forward pass; weights stay float32."""
         return torch.autocast(

@@ -90,6 +90,8 @@ class TokenizeConfig:
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
+    replay             record the step as one CUDA graph and replay it, which a small model needs
+                       to keep a GPU busy; null does so where one GPU trains alone
     """
 
     run: str = MISSING
@@ -100,6 +102,7 @@ class TokenizeConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
     compile: bool | None = None
+    replay: bool | None = None
     seed: int = 0
 
 
@@ -127,6 +130,8 @@ class PretrainConfig:
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
+    replay             record the step as one CUDA graph and replay it, which a small model needs
+                       to keep a GPU busy; null does so where one GPU trains alone
     """
 
     run: str = MISSING
@@ -141,6 +146,7 @@ class PretrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
     compile: bool | None = None
+    replay: bool | None = None
     seed: int = 0
 
 
@@ -160,6 +166,8 @@ class FinetuneConfig:
                        checkpoints stay, and the `keep_best` with the lowest `best_metric`
     perceptual         file of LPIPS weights, if tokenizer.perceptual_weight is not 0
     compile            run the training step through torch.compile; null does so on a GPU
+    replay             record the step as one CUDA graph and replay it, which a small model needs
+                       to keep a GPU busy; null does so where one GPU trains alone
     """
 
     run: str = MISSING
@@ -177,6 +185,7 @@ class FinetuneConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     perceptual: str | None = None
     compile: bool | None = None
+    replay: bool | None = None
     seed: int = 0
 
 

@@ -73,6 +73,7 @@ def finetune(config: FinetuneConfig) -> Path:
         },
         seed=config.seed,
         compile=compute.compiles(config.compile),
+        replay=compute.replays(config.replay),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

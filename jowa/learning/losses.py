@@ -40,10 +40,8 @@ def step_losses(
     the error on steps whose reward is not zero (1.0 in the published algorithm).
     """
     classes = rewards.sign().long() + 1
-    weights = reward_logits.new_tensor([reward_weight, 1.0, reward_weight])
-    reward_error = F.cross_entropy(
-        reward_logits.flatten(0, 1), classes.flatten(), weight=weights, reduction="none"
-    )
+    reward_error = F.cross_entropy(reward_logits.flatten(0, 1), classes.flatten(), reduction="none")
+    reward_error = torch.where(classes.flatten() == 1, 1.0, reward_weight) * reward_error
     end_error = F.cross_entropy(end_logits.flatten(0, 1), ends.long().flatten(), reduction="none")
     mask = mask_padding.flatten()
     return masked_mean(reward_error, mask, count), masked_mean(end_error, mask, count)
@@ -101,9 +99,10 @@ def project(returns: Tensor, discounts: Tensor, probs: Tensor, support: Tensor) 
     shifted = returns.unsqueeze(-1) + discounts.unsqueeze(-1) * support
     position = (shifted.clamp(low, high) - low) * ((atoms - 1) / (high - low))
     position = position.clamp(0, atoms - 1)
-    below = position.floor()
-    share = position - below
-    below = below.long()
+    floor = position.floor()
+    share = position - floor
+    # What is not a number shall spoil the loss, which is watched, and not the index.
+    below = floor.long().clamp(0, atoms - 1)
     above = (below + 1).clamp(max=atoms - 1)
     projected = torch.zeros_like(probs).scatter_add(-1, below, probs * (1.0 - share))
     return projected.scatter_add(-1, above, probs * share)

@@ -50,7 +50,13 @@ def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.opti
         "model": {"base_lr": rate, "weight_decay": 0.0, "owner": "model"},
     }
     filled = [{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]]
-    return torch.optim.AdamW(filled, lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(filled, lr=config.learning_rate, fused=True)
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type == "cuda":  # where a CUDA graph of the step will read it
+            group["lr"] = torch.tensor(config.learning_rate, device=device)
+            group["capturable"] = True
+    return optimizer
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> dict[str, Tensor]:
@@ -70,7 +76,11 @@ def set_learning_rate(
     """Sets each group's rate for step 0 <= step < steps."""
     factor = rate_factor(config.warmup, config.decay, step, steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def rate_factor(warmup: int, decay: str, step: int, steps: int) -> float:

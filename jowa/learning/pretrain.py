@@ -75,6 +75,7 @@ def pretrain(config: PretrainConfig) -> Path:
         },
         seed=config.seed,
         compile=compute.compiles(config.compile),
+        replay=compute.replays(config.replay),
         pictures=lambda: {
             "reconstructions": reconstructions(tokenizer, sample),
             "dream": dreams(tokenizer, model, sample),

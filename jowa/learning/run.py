@@ -22,7 +22,7 @@ from jowa.models.tokenizer import Tokenizer
 
 # May differ between the first and a later start of the same run: they do not change its result.
 _FREE_KEYS = (
-    *("run", "log.", "compute.", "compile", "perceptual"),
+    *("run", "log.", "compute.", "compile", "replay", "perceptual"),
     *("data.cache_gib", "data.tokens", "data.workers", "data.prefetch"),
     *("cache_gib", "workers", "prefetch"),  # of `jowa finetune`
 )

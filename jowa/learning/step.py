@@ -1,6 +1,7 @@
 """One update of the weights, with the guard that stops a run before bad numbers spoil it.
 
-Nothing here waits for the device: on a GPU the next step is prepared while this one computes.
+Nothing here waits for the device: on a GPU the next step is prepared while this one computes, or
+the whole update is one CUDA graph (`jowa.learning.replay`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jowa.learning.compute import Compute
 from jowa.learning.distributed import wrap
 from jowa.learning.objective import Metrics, Objective, StepLoss
 from jowa.learning.optim import OptimizerConfig, clip_gradients, set_learning_rate
+from jowa.learning.replay import Replay
 
 _SPIKE = 3.0  # a loss this many times its moving average is counted as a spike
 _SPIKE_DECAY = 0.99
@@ -39,14 +41,15 @@ class Guard:
 
     @classmethod
     def on(cls, device: torch.device) -> Guard:
-        zeros = torch.zeros(4, device=device).unbind()
+        zeros = [torch.zeros((), device=device) for _ in range(4)]
         return cls(torch.full((), _NEVER, device=device), *zeros)
 
     @torch.no_grad()
-    def watch(self, step: int, loss: Tensor, norms: dict[str, Tensor]) -> Tensor:
-        """1.0 if this update must not be done, else 0.0."""
+    def watch(self, step: Tensor, loss: Tensor, norms: dict[str, Tensor]) -> Tensor:
+        """1.0 if this update must not be done, else 0.0; `step` () is its number."""
         finite = torch.stack([loss.detach(), *norms.values()]).isfinite().all()
-        self.bad_step = torch.where((self.bad_step == _NEVER) & ~finite, step, self.bad_step)
+        first = (self.bad_step == _NEVER) & ~finite
+        self.bad_step.copy_(torch.where(first, step, self.bad_step))
         return (self.bad_step != _NEVER).float()
 
     @torch.no_grad()
@@ -54,12 +57,12 @@ class Guard:
         """Counts spikes of the loss and a diverging Q."""
         loss = metrics["loss/total"]
         # The average means something only once it holds many steps.
-        self.spikes = self.spikes + ((loss > _SPIKE * self.average) & (self.seen >= 100))
-        decay = torch.minimum(self.seen / (self.seen + 1.0), self.seen.new_tensor(_SPIKE_DECAY))
-        self.average = torch.lerp(loss.float(), self.average, decay)
-        self.seen = self.seen + 1.0
+        self.spikes += (loss > _SPIKE * self.average) & (self.seen >= 100)
+        decay = (self.seen / (self.seen + 1.0)).clamp(max=_SPIKE_DECAY)
+        self.average.copy_(torch.lerp(loss.float(), self.average, decay))
+        self.seen += 1.0
         if "q/soft_maximum" in metrics:
-            self.diverging = self.diverging + (metrics["q/soft_maximum"] > value_max)
+            self.diverging += metrics["q/soft_maximum"] > value_max
 
     def metrics(self) -> Metrics:
         return {"guard/loss_spikes": self.spikes, "guard/q_diverging": self.diverging}
@@ -69,12 +72,15 @@ class Guard:
         return {f"guard/{name}": value for name, value in vars(self).items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        for name in vars(self):
-            setattr(self, name, tensors[f"guard/{name}"].to(self.bad_step.device))
+        for name, value in vars(self).items():
+            value.copy_(tensors[f"guard/{name}"])
 
 
 class Step:
-    """Does the updates of one phase: `metrics = step(batch, number)`."""
+    """Does the updates of one phase: `metrics = step(batch, number)`.
+
+    With `replay` the update becomes one CUDA graph, and what a step returns holds until the next.
+    """
 
     def __init__(
         self,
@@ -85,23 +91,45 @@ class Step:
         steps: int,
         target_update_every: int,
         compile: bool,
+        replay: bool = False,
     ) -> None:
         self.objective, self.optimizer, self.config = objective, optimizer, config
         self.compute, self.steps, self.target_update_every = compute, steps, target_update_every
         self.guard = Guard.on(compute.device)
+        self._number = torch.zeros((), dtype=torch.long, device=compute.device)
         wrapped = wrap(objective, compute.processes)
         self._forward: Callable[..., StepLoss] = torch.compile(wrapped) if compile else wrapped
+        self._replay = Replay(self._update, compute.device) if replay else None
+        self._changed = [*objective.parameters(), *objective.buffers()]
 
     def __call__(self, batch: Batch, number: int, detailed: bool) -> Metrics:
         """Update `number` (from 0) of the phase on this process's share of a batch."""
         set_learning_rate(self.optimizer, self.config, number, self.steps)
+        self._number.fill_(number)
+        # Few steps are detailed: no graph is made of those.
+        if self._replay is None or detailed:
+            metrics = self._update(batch, detailed)
+        else:
+            metrics = self._replay(batch)
+        # Fused optimisers and replays change weights behind autograd's back; what is computed from
+        # them and kept, such as a decoder's tables, goes by their versions.
+        torch.autograd.graph.increment_version(self._changed)
+        model = self.objective.model
+        due = self.target_update_every and (number + 1) % self.target_update_every == 0
+        if model is not None and due:
+            model.update_target()
+        return metrics
+
+    def _update(self, batch: Batch, detailed: bool = False) -> Metrics:
+        """All that an update does on the device."""
         counts = self.compute.processes.average(self.objective.counts(batch))
         with self.compute.autocast():
             loss, metrics, statistics = self._forward(batch, counts, detailed=detailed)
         loss.backward()
         norms = clip_gradients(self.optimizer, self.config)
         # A fused optimiser leaves everything as it is where this is 1, without asking the host.
-        self.optimizer.found_inf = self.guard.watch(number, loss, norms)  # type: ignore[attr-defined]
+        bad = self.guard.watch(self._number, loss, norms)
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         if statistics is not None and self.objective.tokenizer.training:
@@ -109,9 +137,6 @@ class Step:
         model = self.objective.model
         if model is not None and self.objective.config.tokenizer:
             model.set_codes(self.objective.tokenizer)
-        due = self.target_update_every and (number + 1) % self.target_update_every == 0
-        if model is not None and due:
-            model.update_target()
         self.guard.count(metrics, math.inf if model is None else model.config.value_max)
         norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
         return metrics | norms | self.guard.metrics()

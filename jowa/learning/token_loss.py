@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from jowa.learning.losses import IGNORE
 
-ROWS = 512  # at once: their logits fit a CPU core's cache, and a GPU still has enough to do
+# At once: so few that their logits fit a CPU core's cache, so many that a GPU has enough to do.
+ROWS = {"cpu": 512, "cuda": 8192}
 
 
 def token_loss(
@@ -57,8 +58,9 @@ class TokenLoss(torch.autograd.Function):
             grad_w, grad_b = torch.zeros_like(weight), torch.zeros_like(bias)
             grad_gates = None if gates is None else torch.empty_like(gates, dtype=torch.float32)
             total = torch.zeros((), device=x.device)
-            for start in range(0, len(x), ROWS):
-                part = slice(start, start + ROWS)
+            rows = ROWS[device]
+            for start in range(0, len(x), rows):
+                part = slice(start, start + rows)
                 loss, error = _rows(
                     torch.addmm(b, x[part], w.T).float(),
                     targets[part],

@@ -58,6 +58,7 @@ def tokenize(config: TokenizeConfig) -> Path:
         },
         seed=config.seed,
         compile=compute.compiles(config.compile),
+        replay=compute.replays(config.replay),
         pictures=lambda: {"reconstructions": reconstructions(tokenizer, sample)},
         loading=loading,
     )

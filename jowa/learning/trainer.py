@@ -74,7 +74,8 @@ class Trainer:
 
     `facts` is JSON data that every checkpoint's state.json carries (sizes, games, configuration).
     `pictures` returns pictures by name, made from the current weights. `compile` runs forward and
-    loss through torch.compile; `loading` says how batches are read.
+    loss through torch.compile, `replay` makes a step one CUDA graph; `loading` says how batches are
+    read.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Trainer:
         seed: int,
         pictures: Callable[[], dict[str, np.ndarray]],
         compile: bool = False,
+        replay: bool = False,
         loading: Loading = INLINE,
     ) -> None:
         self.run, self.compute, self.log, self.facts = run, compute, log, facts
@@ -95,7 +97,8 @@ class Trainer:
         self.tokenizer, self.model = tokenizer.to(compute.device), model
         if model is not None:
             model.to(compute.device)
-        self.seed, self.pictures, self.compile, self.loading = seed, pictures, compile, loading
+        self.seed, self.pictures, self.loading = seed, pictures, loading
+        self.compile, self.replay = compile, replay
         self.position, self._score = Position(), Score(log.best_metric)
         self._recorded = False
         self._resume: Checkpoint | None = None
@@ -133,6 +136,7 @@ class Trainer:
             phase.steps,
             phase.target_update_every,
             self.compile,
+            self.replay,
         )
         self._begin(phase, step, names)
         self._record(phase)
@@ -221,7 +225,8 @@ class Trainer:
                 if detailed:
                     self._check_metric(phase, values)
                 self._score.add(values)
-                values |= {f"rate/{g['owner']}": g["lr"] for g in step.optimizer.param_groups}
+                rates = {f"rate/{g['owner']}": float(g["lr"]) for g in step.optimizer.param_groups}
+                values |= rates
                 elapsed, speeds = clock.read(at.step, batch)
                 at.seconds += elapsed
                 monitor.scalars(at.step, phase.name, at.seconds, values | speeds)

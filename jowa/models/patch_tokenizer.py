@@ -118,6 +118,8 @@ class PatchTokenizer(Tokenizer):
         assert games is not None, "this tokenizer subtracts a background and needs the games"
         with torch.autocast(frames.device.type, enabled=False):
             patches = self.residual(frames[:, 0], games).flatten(0, 1)
+            if patches.is_cuda:  # which would have to wait to be told how many are left to encode
+                return nearest_code(self.encoder(patches), self.codes).view(len(frames), -1)
             # Most patches show nothing but background and share one token: encode that once.
             shows = patches.any(-1)
             blank = self.encoder(patches.new_zeros(1, PATCH_PIXELS))

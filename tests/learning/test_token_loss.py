@@ -42,7 +42,7 @@ def plain(leaves: list[Tensor], layer: nn.Linear, targets: Tensor, hints: Tensor
 def test_loss_and_every_gradient_are_those_of_the_plain_way(
     monkeypatch: pytest.MonkeyPatch, copying: bool, rows: int
 ) -> None:
-    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "ROWS", {"cpu": rows})
     leaves, layer, targets, hints = case(copying)
     wanted = [*leaves, layer.weight, layer.bias]
     expected = plain(leaves, layer, targets, hints)
