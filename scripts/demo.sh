@@ -21,7 +21,7 @@ left() { # seconds of stage $1 and all after it
 }
 
 number=0
-stage() { # stage COMMAND...: runs the next stage unless it is finished
+next() { # next COMMAND...: runs the next stage unless it is finished
     local name=${names[$number]} remaining
     remaining=$(left "$number")
     number=$((number + 1))
@@ -48,19 +48,19 @@ evaluate_finetuned() {
     evaluate "from scratch" "$out/scratch" planner=greedy games=[Pong]
 }
 
-stage scripts/install.sh
-stage collect
-stage jowa tokenize experiment=demo run="$out/tokenizer" data.root="$data"
-stage jowa pretrain experiment=demo run="$pretrained" tokenizer_from="$out/tokenizer" \
+next scripts/install.sh
+next collect
+next jowa tokenize experiment=demo run="$out/tokenizer" data.root="$data"
+next jowa pretrain experiment=demo run="$pretrained" tokenizer_from="$out/tokenizer" \
     data.root="$data"
-stage evaluate "greedy" "$pretrained" planner=greedy
-stage evaluate "planned" "$pretrained" planner=beam planner.horizon=1
-stage jowa finetune experiment=demo run="$out/finetune" checkpoint="$pretrained" root="$data"
-stage jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" root="$data" \
+next evaluate "greedy" "$pretrained" planner=greedy
+next evaluate "planned" "$pretrained" planner=beam planner.horizon=1
+next jowa finetune experiment=demo run="$out/finetune" checkpoint="$pretrained" root="$data"
+next jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" root="$data" \
     from_scratch=true
-stage evaluate_finetuned
-stage jowa watch experiment=demo checkpoint="$pretrained" out="$out/film.mp4"
-stage jowa report experiment=demo out="$out" scores="[$out/scores.json]" film="$out/film.mp4" \
+next evaluate_finetuned
+next jowa watch experiment=demo checkpoint="$pretrained" out="$out/film.mp4"
+next jowa report experiment=demo out="$out" scores="[$out/scores.json]" film="$out/film.mp4" \
     runs="[$out/tokenizer,$pretrained,$out/finetune,$out/scratch]" timings="$out/timings.txt"
 
 echo

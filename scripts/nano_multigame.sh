@@ -2,6 +2,7 @@
 # Does it learn? Five games in one small network, greedy and planned, against cloning of the same data
 # by the same network and by pixels; then two games that it never saw, from 5,000 transitions each.
 # Usage: scripts/nano_multigame.sh [FOLDER] [SEEDS]   (default runs/nano_multigame "0 1 2")
+# JOBS=6 does so many things at once, for a GPU with many cores.
 # Stopped at any moment, the same command goes on: finished stages are not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,53 +13,63 @@ data=$out/data
 recipe=experiment=nano_multigame
 held_out=(Pong Tennis)
 
-stage() { # stage NAME COMMAND...
-    if is_done "$1"; then
-        echo "$1: done before"
-    else
-        echo "$1 ..."
-        run_stage "$@"
-    fi
-}
-
 collect() {
     jowa collect "$recipe" root="$data"
     jowa collect experiment=nano_heldout root="$data"
 }
 
-evaluate() { # evaluate LABEL RUN [OPTION...]
-    jowa evaluate "$recipe" label="'$1'" checkpoint="$2" out="$out/scores.json" data_root="$data" \
-        "${@:3}"
+probe() {
+    jowa data probe "$recipe" root="$data" out="$out/scores/probe.json"
 }
 
-few_shot() { # few_shot SEED GAME NAME [OPTION...]: fine-tunes and evaluates
+pretrain() { # pretrain SEED NAME [OPTION...]
+    local from=$out/seed_$1
+    stage "pretrain $2 $1" jowa pretrain "$recipe" run="$from/$2" data.root="$data" seed="$1" \
+        tokenizer_from="$from/tokenizer" "${@:3}"
+}
+
+play() { # play LABEL RUN [OPTION...]
+    stage "play $1" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
+        out="$out/scores/${1//\//_}.json" data_root="$data" "${@:3}"
+}
+
+few_shot() { # few_shot SEED GAME NAME [OPTION...]: fine-tunes and plays
     local run=$out/seed_$1/$2_$3
-    jowa finetune "$recipe" run="$run" checkpoint="$out/seed_$1/pretrain" game="$2" root="$data" \
-        seed="$1" "${@:4}"
-    evaluate "$3/$1" "$run" planner=greedy games="[$2]"
+    stage "few-shot $3 $2 $1" jowa finetune "$recipe" run="$run" game="$2" root="$data" seed="$1" \
+        checkpoint="$out/seed_$1/pretrain" "${@:4}"
+    stage "play few-shot $3 $2 $1" jowa evaluate "$recipe" label="'$3/$1'" checkpoint="$run" \
+        out="$out/scores/$2_$3_$1.json" data_root="$data" planner=greedy games="[$2]"
 }
 
 run_stage install scripts/install.sh
 stage collect collect
-stage probe jowa data probe "$recipe" root="$data" out="$out/scores.json"
+stage probe probe
+for seed in $seeds; do
+    beside "tokenize_$seed" stage "tokenize $seed" jowa tokenize "$recipe" data.root="$data" \
+        run="$out/seed_$seed/tokenizer" seed="$seed"
+done
+together
+for seed in $seeds; do
+    beside "pretrain_$seed" pretrain "$seed" pretrain
+    beside "cloning_$seed" pretrain "$seed" cloning objective=cloning
+done
+together
 for seed in $seeds; do
     run=$out/seed_$seed
-    stage "tokenize $seed" jowa tokenize "$recipe" run="$run/tokenizer" data.root="$data" seed="$seed"
-    from=(data.root="$data" seed="$seed" tokenizer_from="$run/tokenizer")
-    stage "pretrain $seed" jowa pretrain "$recipe" run="$run/pretrain" "${from[@]}"
-    stage "clone $seed" jowa pretrain "$recipe" run="$run/cloning" objective=cloning "${from[@]}"
-    stage "play greedily $seed" evaluate "greedy/$seed" "$run/pretrain" planner=greedy
-    stage "play with a plan $seed" evaluate "planned/$seed" "$run/pretrain" planner=beam
-    stage "play the clone $seed" evaluate "cloning/$seed" "$run/cloning" planner=greedy
+    beside "greedy_$seed" play "greedy/$seed" "$run/pretrain" planner=greedy
+    beside "cloning_played_$seed" play "cloning/$seed" "$run/cloning" planner=greedy
     for game in "${held_out[@]}"; do
-        stage "fine-tune $game $seed" few_shot "$seed" "$game" fine-tuned
-        stage "from scratch $game $seed" few_shot "$seed" "$game" "from-scratch" from_scratch=true
-        stage "clone $game $seed" few_shot "$seed" "$game" "fine-tuned-cloning" \
+        beside "few_${game}_$seed" few_shot "$seed" "$game" fine-tuned
+        beside "scratch_${game}_$seed" few_shot "$seed" "$game" from-scratch from_scratch=true
+        beside "clone_${game}_$seed" few_shot "$seed" "$game" fine-tuned-cloning \
             training.losses.q=0 training.losses.cloning=1
     done
+    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=beam baselines=false
 done
-runs=()
+together
+runs=() scores=()
 for seed in $seeds; do runs+=("$out/seed_$seed/pretrain"); done
-jowa report "$recipe" out="$out" scores="[$out/scores.json]" timings="$out/timings.txt" \
-    runs="[$(IFS=, && echo "${runs[*]}")]"
-echo "Report: $out/report.html (and report.md); scores: $out/scores.json"
+for file in "$out"/scores/*.json; do scores+=("$file"); done
+jowa report "$recipe" out="$out" scores="[$(IFS=, && echo "${scores[*]}")]" \
+    timings="$out/timings.txt" runs="[$(IFS=, && echo "${runs[*]}")]"
+echo "Report: $out/report.html (and report.md); scores: $out/scores/"

@@ -12,3 +12,37 @@ run_stage() { # run_stage NAME COMMAND...
     is_done "$name" || echo "$((SECONDS - started)) $name" >>"$out/timings.txt"
     touch "$out/done/$name"
 }
+
+stage() { # stage NAME COMMAND...: says what it does
+    if is_done "$1"; then
+        echo "$1: done before"
+    else
+        echo "$1 ..."
+        run_stage "$@"
+    fi
+}
+
+# Work side by side: `beside COMMAND...` for each part, then `together`. JOBS at once, by default one
+# after the other; a GPU and many cores want as many as there are parts. What one says goes to a log.
+jobs=${JOBS:-1}
+parts=()
+
+beside() { # beside NAME COMMAND...
+    if [ "$jobs" = 1 ]; then
+        "${@:2}"
+        return
+    fi
+    while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+    mkdir -p "$out/logs"
+    "${@:2}" >"$out/logs/$1.txt" 2>&1 &
+    parts+=("$!:$1")
+}
+
+together() { # waits for all parts; fails if one did, and says which
+    local part failed=0
+    for part in "${parts[@]}"; do
+        wait "${part%%:*}" || { echo "failed: see $out/logs/${part#*:}.txt" >&2 && failed=1; }
+    done
+    parts=()
+    return "$failed"
+}

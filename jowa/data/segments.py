@@ -100,13 +100,17 @@ def windows(episode_starts: np.ndarray, length: int, stride: int, pad: Pad) -> n
     return np.stack([start, stop], axis=1).astype(np.int64)
 
 
-def _held_out(episode_starts: np.ndarray, stride: int, hold_out: int) -> np.ndarray:
-    """(S,) bool, in the order of `windows`: whether each lies in an episode that is held out."""
+def _chosen(
+    episode_starts: np.ndarray, stride: int, hold_out: int, held_out: bool, share: float
+) -> np.ndarray:
+    """(S,) bool, in the order of `windows`: whether each lies in an episode to learn from, or, with
+    `held_out`, in one that is held out."""
     counts = -(-np.diff(episode_starts) // stride)
-    episode = np.repeat(np.arange(len(counts)), counts)
-    if not hold_out:
-        return np.zeros(len(episode), dtype=bool)
-    return np.asarray(episode % hold_out == hold_out - 1)
+    number = np.arange(len(counts))
+    held = number % hold_out == hold_out - 1 if hold_out else np.zeros(len(counts), dtype=bool)
+    # Evenly spread, so that every tier of play keeps its part.
+    taken = held if held_out else ~held & (np.diff((np.arange(len(counts) + 1) * share) // 1) > 0)
+    return np.asarray(np.repeat(taken, counts))
 
 
 class SegmentDataset:
@@ -121,6 +125,7 @@ class SegmentDataset:
         pad: the side on which short windows are padded.
         hold_out: of every so many episodes of a file the last is held out; 0 holds out none.
         held_out: take the segments of these episodes instead of all others.
+        share: part of the episodes to take, evenly spread; of those that are held out always all.
 
     Attributes:
         segment_game: (S,) int64 game id of each segment.
@@ -139,6 +144,7 @@ class SegmentDataset:
         pad: Pad = "right",
         hold_out: int = 0,
         held_out: bool = False,
+        share: float = 1.0,
     ) -> None:
         self.files = list(files)
         self.length = length
@@ -149,7 +155,7 @@ class SegmentDataset:
         self._first_rows = np.cumsum([0, *(file.num_transitions for file in files)])
         cut = [
             windows(file.episode_starts, length, stride, pad)[
-                _held_out(file.episode_starts, stride, hold_out) == held_out
+                _chosen(file.episode_starts, stride, hold_out, held_out, share)
             ]
             for file in files
         ]
@@ -166,7 +172,9 @@ class SegmentDataset:
         rewarding = np.concatenate([[0], np.cumsum(self._rewards != 0)])
         self.segment_has_reward = rewarding[rows[:, 1]] > rewarding[rows[:, 0]]
         held = [hold_out, held_out] if hold_out else []
-        identity = json.dumps([[file.fingerprint for file in files], length, stride, pad, *held])
+        part = [share] if share < 1.0 and not held_out else []
+        files_read = [file.fingerprint for file in files]
+        identity = json.dumps([files_read, length, stride, pad, *held, *part])
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._tokens = tokens
         if tokens is not None:

@@ -60,11 +60,13 @@ class DataConfig:
     prefetch            batches that each worker is ahead
     hold_out            of every so many episodes of a game the last is never learned from, but
                         measured on as training goes on (validation/... in the log); 0: none
+    share               part of the other episodes of each game to learn from, evenly spread
     """
 
     root: str = "datasets/data/teachers"
     games: list[str] = MISSING
     hold_out: int = 20
+    share: float = 1.0
     cache_gib: float = 3.0
     tokens: str = "auto"
     workers: int | None = None

@@ -41,7 +41,7 @@ def pretrain(config: PretrainConfig) -> Path:
     check_phase("stage2", config.stage2)
     check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     check_log(config.log)
-    check_hold_out(config.data.hold_out)
+    check_hold_out(config.data.hold_out, config.data.share)
     loading = config.data.loading()
     if config.tokenizer_from is not None and config.start_from is not None:
         raise UserError(
@@ -84,7 +84,7 @@ def pretrain(config: PretrainConfig) -> Path:
     )
     if not trainer.finished("stage1"):
         objective = Objective(tokenizer, model, config.stage1.losses)
-        segments = segments_of(files, config.stage1, config.data.hold_out)
+        segments = segments_of(files, config.stage1, config.data.hold_out, config.data.share)
         trainer.train(
             make_phase(
                 "stage1", config.stage1, objective, segments, config.log, config.seed, compute
@@ -96,7 +96,9 @@ def pretrain(config: PretrainConfig) -> Path:
         in_memory = int(config.data.cache_gib * 2**30)
         tokens = place(stored, config.data.tokens, compute.device, in_memory)
         objective = Objective(tokenizer, model, config.stage2.losses)
-        segments = segments_of(files, config.stage2, config.data.hold_out, tokens)
+        segments = segments_of(
+            files, config.stage2, config.data.hold_out, config.data.share, tokens
+        )
         trainer.train(
             make_phase(
                 "stage2", config.stage2, objective, segments, config.log, config.seed, compute

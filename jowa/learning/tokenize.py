@@ -35,7 +35,7 @@ def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
     check_phase("training", config.training)
     check_log(config.log)
-    check_hold_out(config.data.hold_out)
+    check_hold_out(config.data.hold_out, config.data.share)
     loading = config.data.loading()
     compute = resolve(config.compute)
     torch.manual_seed(config.seed)
@@ -63,7 +63,7 @@ def tokenize(config: TokenizeConfig) -> Path:
         loading=loading,
     )
     if not trainer.finished("tokenizer"):
-        segments = segments_of(files, config.training, config.data.hold_out)
+        segments = segments_of(files, config.training, config.data.hold_out, config.data.share)
         objective = Objective(tokenizer, None, config.training.losses)
         trainer.train(
             make_phase(
@@ -111,6 +111,7 @@ def segments_of(
     files: list[EpisodeFile],
     phase: PhaseConfig,
     hold_out: int,
+    share: float = 1.0,
     tokens: list[np.ndarray] | Tensor | None = None,
 ) -> Segments:
     """The phase's segments, of frames or of tokens."""
@@ -123,6 +124,7 @@ def segments_of(
             stride=phase.stride,
             hold_out=hold_out,
             held_out=held_out,
+            share=share,
         )
 
     return Segments(dataset(False), dataset(True) if hold_out else None)

@@ -15,12 +15,17 @@ from jowa.learning.objective import Metrics, Objective
 SEED = 0x76616C  # apart from those of training
 
 
-def check_hold_out(hold_out: int) -> None:
-    """Raises UserError for a share of episodes that cannot be held out."""
+def check_hold_out(hold_out: int, share: float = 1.0) -> None:
+    """Raises UserError for a share of episodes that cannot be held out, or learned from."""
     if hold_out == 1 or hold_out < 0:
         raise UserError(
             f"hold_out is {hold_out}: give 2 or more, such as 20 for one episode in 20, or 0 to "
             f"learn from all."
+        )
+    if not 0.0 < share <= 1.0:
+        raise UserError(
+            f"data.share is {share}: it is the part of the episodes to learn from, use more than 0 "
+            f"and at most 1."
         )
 
 

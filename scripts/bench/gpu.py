@@ -3,8 +3,9 @@
     python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN --data ROOT]
 
 Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
-training bench for every published size, compiled and not, and, given a trained nano run and its
-data, the planner's bench. A part that fails is recorded with what it said, and the others go on.
+training bench for every published size (eager beside a plain implementation, as one CUDA graph,
+and compiled as well), and, given a trained nano run and its data, the planner's bench. A part that
+fails is recorded with what it said, and the others go on.
 """
 
 from __future__ import annotations
@@ -24,25 +25,29 @@ from jowa.learning.checkpoint import versions
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
+TESTS = (
+    "test_conformance.py",
+    "learning/test_replay.py",
+)  # those that use a GPU where there is one
 TAIL = 4000  # characters kept of what a part said
 
 
 def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     """Command lines by name; those that write JSON are given --out later."""
-    chosen: dict[str, list[str]] = {
-        "tests": ["-m", "pytest", "-q", str(ROOT / "tests" / "test_conformance.py")]
-    }
+    tests = [str(ROOT / "tests" / name) for name in TESTS]
+    chosen: dict[str, list[str]] = {"tests": ["-m", "pytest", "-q", *tests]}
     for dtype in ("float32", "bfloat16"):
         script = [str(BENCH / "conformance.py"), "--device", "cuda", "--dtype", dtype]
         chosen[f"conformance_{dtype}"] = script
-    sizes = ["nano", "jowa_40m", "jowa_70m", "jowa_150m"]
     training = [str(BENCH / "training.py"), "--device", "cuda", "--batch", str(options.batch)]
-    chosen["training_eager"] = [*training, "--sizes", *sizes]
-    chosen["training_compiled"] = [*training, "--sizes", *sizes, "--compile", "--alone"]
+    training += ["--turns", str(options.turns), "--sizes", *options.sizes]
+    chosen["training_eager"] = training
+    chosen["training_replayed"] = [*training, "--replay", "--alone"]
+    chosen["training_compiled"] = [*training, "--replay", "--compile", "--alone"]
     if options.checkpoint and options.data:
         planning = [str(BENCH / "planning.py"), options.checkpoint, options.data]
         chosen["planning"] = [*planning, "--device", "cuda", "--envs", "1", "16", "64"]
-    return chosen
+    return {name: chosen[name] for name in chosen if not options.only or name in options.only}
 
 
 def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
@@ -74,6 +79,9 @@ def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", help="of the parts, those of these names")
+    parser.add_argument("--sizes", nargs="+", default=["nano", "jowa_40m", "jowa_70m", "jowa_150m"])
+    parser.add_argument("--turns", type=int, default=10, help="timed training steps of each kind")
     parser.add_argument("--batch", type=int, default=64, help="segments a training step")
     parser.add_argument("--checkpoint", help="run of a trained nano, for the planner")
     parser.add_argument("--data", help="its episodes")

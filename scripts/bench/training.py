@@ -46,6 +46,7 @@ from jowa.models.tokenizers import build_tokenizer
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 
 FRAMES = 8
+WARM_UP = 5  # turns that compile, choose kernels and record
 
 
 def random_batch(size: int, vocabulary: int | None, frames: int = FRAMES) -> Batch:
@@ -136,6 +137,8 @@ def measure(
     config = OmegaConf.to_object(composed("pretrain", [*recipe, "run=-", "data.games=[Pong]"]))
     assert isinstance(config, PretrainConfig)
     losses = LossConfig(world_model=0.1, q=1.0)
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
     tokenizer = build_tokenizer(config.tokenizer).requires_grad_(False)
     model = WorldActionModel(config.model)
@@ -151,16 +154,17 @@ def measure(
         10**6,
         1000,
         options.compile,
+        options.replay,
     )
     ways: dict[str, Callable[[], object]] = {"ours": lambda: step(here, 0, False)}
     if not options.alone:
         plain = Plain(copy.deepcopy(objective), compute)
         ways["plain"] = lambda: plain(here)
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(options.turns + 2):
+    for turn in range(options.turns + WARM_UP):
         for name, work in ways.items():
             seconds = timed(compute.device, work)
-            if turn >= 2:  # the first compile and warm up
+            if turn >= WARM_UP:
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     tokens = segments * FRAMES * BLOCK_TOKENS
@@ -191,7 +195,8 @@ def reading_seconds(batch: int) -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Of the GPU's memory, or of this process's; of all sizes so far."""
+    """Of the GPU's memory for this size, the plain way's too if it is timed; or of this process's,
+    for all sizes so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -206,6 +211,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0, help="0 is one a core")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--replay", action="store_true", help="the step as one CUDA graph")
     parser.add_argument("--alone", action="store_true", help="leave the plain way out")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -227,6 +233,7 @@ def main() -> int:
             "threads": torch.get_num_threads(),
             "dtype": str(compute.dtype).removeprefix("torch."),
             "compiled": options.compile,
+            "replayed": options.replay,
             "matmul_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         }
         options.out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")

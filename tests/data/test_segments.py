@@ -316,3 +316,25 @@ def test_held_out_episodes_are_never_learned_from(files: list[EpisodeFile], pad:
         first += file.num_transitions
     names = {dataset.fingerprint for dataset in (everything, learned, held_out)}
     assert len(names) == 3, "an order of segments fits the segments it was made for only"
+
+
+@pytest.mark.parametrize("pad", PADS)
+def test_a_share_of_the_episodes_is_spread_evenly_and_leaves_those_held_out(
+    files: list[EpisodeFile], pad: Pad
+) -> None:
+    whole = SegmentDataset(files, pad=pad, hold_out=3)
+    part = SegmentDataset(files, pad=pad, hold_out=3, share=0.5)
+    held_out = SegmentDataset(files, pad=pad, hold_out=3, held_out=True, share=0.5)
+    assert (
+        held_out.fingerprint
+        == SegmentDataset(files, hold_out=3, held_out=True, pad=pad).fingerprint
+    )
+    assert part.fingerprint != whole.fingerprint
+    first = 0
+    for number, file in enumerate(files):
+        mine = part._file_of_segment == number
+        starts = part._rows(np.flatnonzero(mine))[0][:, 0] - first
+        episodes = set(np.searchsorted(file.episode_starts[1:], starts, "right").tolist())
+        expected = {e for e in range(file.num_episodes) if e % 2 == 1 and e % 3 != 2}
+        assert episodes == expected
+        first += file.num_transitions
