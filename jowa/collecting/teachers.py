@@ -165,6 +165,22 @@ def tennis(ram: Ram, before: Ram) -> int:
     return _FIRE if step == _NOOP else step
 
 
+def enduro(ram: Ram, before: Ram) -> int:
+    """Accelerates always; passes the next car on its free side, else keeps to the middle. Mean 380
+    of 6 games.
+
+    Steering by cars farther away, within narrower limits, scores 700, but they are specks in a
+    frame of 84 pixels, and its pupils hit more cars.
+    """
+    across = (int(ram[46]) ^ 128) - 128  # of the road, 25 (left) to -27 (right)
+    # From ram[27], the car beside us, to ram[33] at the horizon: 0 or a car, in the right lane if
+    # it is odd. The one beside us can no longer be hit.
+    near = [int(car) for car in ram[28:30] if car]
+    goal = 0 if not near else 15 if near[0] % 2 else -15
+    step = _towards(across, goal, 4, less=_RIGHT_FIRE, more=_LEFT_FIRE)
+    return _FIRE if step == _NOOP else step
+
+
 # Columns of the copies that the TIA chip draws of a player's sprite, by their mode.
 _COPIES = {1: (0, 16), 2: (0, 32), 3: (0, 16, 32), 4: (0, 64), 6: (0, 32, 64)}
 
@@ -197,6 +213,7 @@ TEACHERS: dict[str, Teacher] = {
     "Boxing": boxing,
     "Breakout": breakout,
     "DemonAttack": demon_attack,
+    "Enduro": enduro,
     "Freeway": freeway,
     "KungFuMaster": kung_fu_master,
     "Pong": pong,

@@ -45,6 +45,7 @@ def score(name: str, behaviour: Behaviour, steps: int) -> float:
         ("Boxing", 1700, 10),
         ("Breakout", 1000, 15),
         ("DemonAttack", 2000, 400),
+        ("Enduro", 1500, 25),
         ("Freeway", 2000, 24),
         ("KungFuMaster", 1000, 2500),
         ("Pong", 1000, 10),
@@ -58,7 +59,9 @@ def test_teacher_beats_random_play(name: str, steps: int, margin: float) -> None
     assert score(name, ScriptedBehaviour(game), steps) >= random + margin
 
 
-@pytest.mark.parametrize(("name", "steps", "margin"), [("KungFuMaster", 500, 1000)])
+@pytest.mark.parametrize(
+    ("name", "steps", "margin"), [("Enduro", 1500, 20), ("KungFuMaster", 500, 1000)]
+)
 def test_teacher_beats_every_constant_action(name: str, steps: int, margin: float) -> None:
     game = get(name)
     best = max(score(name, Holding(action), steps) for action in game.action_ids)
