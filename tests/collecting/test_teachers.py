@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from jowa.collecting.behaviours import Noise, RandomBehaviour, ScriptedBehaviour, Tier
-from jowa.collecting.scene import Scene
+from jowa.collecting.scene import Behaviour, Scene
 from jowa.collecting.teachers import TEACHERS, teacher
 from jowa.envs import AtariEnv
 from jowa.errors import UserError
 from jowa.games import get
 
 
-def score(name: str, scripted: bool, steps: int) -> float:
+class Holding:
+    """Always the same action."""
+
+    def __init__(self, action: int) -> None:
+        self._action = action
+
+    def act(self, scenes: Mapping[int, Scene]) -> dict[int, int]:
+        return dict.fromkeys(scenes, self._action)
+
+
+def score(name: str, behaviour: Behaviour, steps: int) -> float:
     """Points in the first `steps` steps of play, games one after the other."""
-    game = get(name)
-    env = AtariEnv(game)
-    behaviour = (
-        ScriptedBehaviour(game) if scripted else RandomBehaviour(game, np.random.default_rng(0))
-    )
+    env = AtariEnv(get(name))
     frame, executed = env.reset(11), None
     points = 0.0
     for _ in range(steps):
@@ -37,14 +45,27 @@ def score(name: str, scripted: bool, steps: int) -> float:
         ("Boxing", 1700, 10),
         ("Breakout", 1000, 15),
         ("DemonAttack", 2000, 400),
+        ("Enduro", 1500, 25),
         ("Freeway", 2000, 24),
+        ("KungFuMaster", 1000, 2500),
         ("Pong", 1000, 10),
         ("SpaceInvaders", 1000, 150),
         ("Tennis", 1000, 10),
     ],
 )
 def test_teacher_beats_random_play(name: str, steps: int, margin: float) -> None:
-    assert score(name, True, steps) >= score(name, False, steps) + margin
+    game = get(name)
+    random = score(name, RandomBehaviour(game, np.random.default_rng(0)), steps)
+    assert score(name, ScriptedBehaviour(game), steps) >= random + margin
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "margin"), [("Enduro", 1500, 20), ("KungFuMaster", 500, 1000)]
+)
+def test_teacher_beats_every_constant_action(name: str, steps: int, margin: float) -> None:
+    game = get(name)
+    best = max(score(name, Holding(action), steps) for action in game.action_ids)
+    assert score(name, ScriptedBehaviour(game), steps) >= best + margin
 
 
 @pytest.mark.parametrize("name", sorted(TEACHERS))
