@@ -26,6 +26,7 @@ from jowa.learning.losses import (
     td_loss,
 )
 from jowa.learning.token_loss import token_loss
+from jowa.models.chance import uniform
 from jowa.models.tokenizer import CodeStatistics, Tokenizer
 from jowa.models.world_action import FRAME_TOKENS, Output, WorldActionConfig, WorldActionModel
 
@@ -62,16 +63,20 @@ class LossConfig:
     penalty raises, here alone), so that greedy play is the cloned policy.
     world_one_in > 1 trains the world model on one segment in so many, drawn by chance: it learns
     from 37 tokens a frame what Q with a reader learns from one.
+    foreseen > 0 has a Q with a reader read that share of the segments as the world model foresees
+    their frames, one step ahead: what it says of frames that a planner imagines is then learned
+    from what really followed.
     penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
     imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
     instead of averaging it; detach_q keeps all that is read from the Q head out of the backbone.
-    world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the
-    published algorithm; they are meant for small scale.
+    foreseen, world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part
+    of the published algorithm; they are meant for small scale.
     """
 
     tokenizer: float = 0.0
     world_model: float = 0.0
     world_one_in: int = 1
+    foreseen: float = 0.0
     q: float = 0.0
     cloning: float = 0.0
     gamma: float = 0.99
@@ -145,6 +150,12 @@ class Objective(nn.Module):
         first = torch.arange(0, keys.numel(), self.config.world_one_in, device=keys.device)
         return first + keys.argmin(1)
 
+    def _foreseen(self, batch: Batch) -> Tensor | None:
+        """(B,) bool: the segments that Q reads as the world model foresees them; None of none."""
+        if not self.config.foreseen or not self.training:
+            return None
+        return uniform(batch.keys, 1, stream=2).squeeze(1) < self.config.foreseen
+
     def forward(
         self, batch: Batch, counts: Tensor | None = None, detailed: bool = False
     ) -> StepLoss:
@@ -178,6 +189,7 @@ class Objective(nn.Module):
             token_logits=False,
             detach_q=self.config.detach_q,
             world_rows=rows,
+            foreseen=self._foreseen(batch),
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
@@ -333,6 +345,16 @@ def check_losses(
         raise UserError(
             f"{name}.losses.detach_q keeps Q's gradient out of the transformer, but with "
             f"model.reader_width={model.reader_width} Q does not read it: turn one of them off."
+        )
+    if not 0.0 <= losses.foreseen <= 1.0:
+        raise UserError(
+            f"{name}.losses.foreseen is {losses.foreseen}: it is a share of segments, use 0 to 1."
+        )
+    if losses.foreseen and not (losses.world_model and model.reader_width):
+        raise UserError(
+            f"{name}.losses.foreseen has Q's reader read what the world model foresees, but here "
+            f"Q has no reader or no world model is trained: set it to 0, or set both "
+            f"{name}.losses.world_model and model.reader_width."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(

@@ -79,7 +79,7 @@ def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", help="of the parts, those of these names")
+    parser.add_argument("--only", nargs="+", help="parts to run; --out keeps the others")
     parser.add_argument("--sizes", nargs="+", default=["nano", "jowa_40m", "jowa_70m", "jowa_150m"])
     parser.add_argument("--turns", type=int, default=10, help="timed training steps of each kind")
     parser.add_argument("--batch", type=int, default=64, help="segments a training step")
@@ -98,12 +98,15 @@ def main() -> int:
         "versions": versions(),
     }
     results: dict[str, Any] = {}
-    for name, command in parts(options).items():
+    if options.only and options.out.exists():  # other parts of an earlier run stay
+        results = json.loads(options.out.read_text())["parts"]
+    chosen = parts(options)
+    for name, command in chosen.items():
         print(f"{name} ...", flush=True)
         results[name] = run(name, command, options.limit)
         print(f"{name}: exit {results[name]['exit_code']}, {results[name]['seconds']} s")
         options.out.write_text(json.dumps({**facts, "parts": results}, indent=1) + "\n")
-    return int(any(result["exit_code"] != 0 for result in results.values()))
+    return int(any(results[name]["exit_code"] != 0 for name in chosen))
 
 
 if __name__ == "__main__":
