@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jowa.models.transformer import Block
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
-from jowa.planning.beam import Plan, ranked
+from jowa.planning.paths import Plan, ranked
 
 
 @dataclass

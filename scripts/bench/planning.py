@@ -111,7 +111,7 @@ def measure(
     chosen = torch.cat([ours(start) for start in starts])
     for _ in range(max(0, 5 - len(starts))):
         ours(0)  # `auto` has made up its mind after that
-    decoder.frames = decoder.passes = decoder.tokens = 0
+    decoder.work.frames = decoder.work.passes = decoder.work.tokens = 0
     plain_s, our_s = [], []
     for i in range(repeats):
         one = i * 7 % len(pool[0])
@@ -127,8 +127,8 @@ def measure(
         "decisions_per_s": round(1e3 * envs / ms, 1),
         "plain_search_ms": round(plain_ms, 2),
         "speedup": round(plain_ms * envs / ms, 2),
-        "passes_per_frame": round(decoder.passes / levels, 2),
-        "tokens_per_frame": round(decoder.tokens / max(1, decoder.frames), 1),
+        "passes_per_frame": round(decoder.work.passes / levels, 2),
+        "tokens_per_frame": round(decoder.work.tokens / max(1, decoder.work.frames), 1),
         "floor_ms": round(floor, 2),
         "times_floor": round(ms / floor, 1),
         "equal_decisions": f"{int((chosen == expected).sum())}/{len(expected)}",
