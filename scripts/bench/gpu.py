@@ -1,10 +1,11 @@
 """Every check that needs a GPU, in one go, and one JSON of what was seen.
 
-    python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN --data ROOT]
+    python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN] [--data ROOT]
 
 Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
-training bench for every published size, compiled and not, and, given a trained nano run and its
-data, the planner's bench. A part that fails is recorded with what it said, and the others go on.
+training bench for every published size, compiled and not, and the planner's bench, with real
+contexts if there are episodes. A part that fails is recorded with what it said, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from jowa.learning.checkpoint import versions
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
+TESTS = ("test_conformance.py", "planning/test_cuda_graphs.py")  # what a GPU does otherwise
 TAIL = 4000  # characters kept of what a part said
 
 
 def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     """Command lines by name; those that write JSON are given --out later."""
     chosen: dict[str, list[str]] = {
-        "tests": ["-m", "pytest", "-q", str(ROOT / "tests" / "test_conformance.py")]
+        "tests": ["-m", "pytest", "-q", *(str(ROOT / "tests" / test) for test in TESTS)]
     }
     for dtype in ("float32", "bfloat16"):
         script = [str(BENCH / "conformance.py"), "--device", "cuda", "--dtype", dtype]
@@ -39,9 +41,13 @@ def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     training = [str(BENCH / "training.py"), "--device", "cuda", "--batch", str(options.batch)]
     chosen["training_eager"] = [*training, "--sizes", *sizes]
     chosen["training_compiled"] = [*training, "--sizes", *sizes, "--compile", "--alone"]
-    if options.checkpoint and options.data:
-        planning = [str(BENCH / "planning.py"), options.checkpoint, options.data]
-        chosen["planning"] = [*planning, "--device", "cuda", "--envs", "1", "16", "64"]
+    planning = [str(BENCH / "planning.py"), options.checkpoint]
+    planning += [options.data] if options.data else ["--random"]
+    planning += ["--device", "cuda", "--envs", "1", "16", "64", "--beams", "4x2", "--no-trees"]
+    planning += ["--decisions", "16", "--repeats", "5", "--steps", "80"]
+    for size in ("nano", "jowa_150m"):
+        decodes = ["--sizes", size, "--decodes", "static", "drafted", "plain"]
+        chosen[f"planning_{size}"] = [*planning, *decodes, "--dtypes", "bfloat16"]
     return chosen
 
 
@@ -75,7 +81,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=64, help="segments a training step")
-    parser.add_argument("--checkpoint", help="run of a trained nano, for the planner")
+    parser.add_argument("--checkpoint", default="nano", help="a trained nano, for the planner")
     parser.add_argument("--data", help="its episodes")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for each part")
     options = parser.parse_args()
