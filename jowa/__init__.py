@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from jowa import scores
     from jowa.agent import Agent, load
     from jowa.learning.released_files import load_released
-    from jowa.planning.beam import Plan, plan
+    from jowa.planning.beam import plan
+    from jowa.planning.paths import Plan
 
 __all__ = ["Agent", "Plan", "UserError", "games", "load", "load_released", "plan", "scores"]
 
@@ -24,7 +25,7 @@ _MODULES = {
     "Agent": "jowa.agent",
     "load": "jowa.agent",
     "load_released": "jowa.learning.released_files",
-    "Plan": "jowa.planning.beam",
+    "Plan": "jowa.planning.paths",
     "plan": "jowa.planning.beam",
 }
 

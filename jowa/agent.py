@@ -25,9 +25,10 @@ from jowa.models.tokenizer import Tokenizer, to_bytes
 from jowa.models.tokenizers import build_tokenizer, from_state
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
-from jowa.planning.beam import Plan, check, plan
+from jowa.planning.beam import check, plan
 from jowa.planning.decode import MODES, Decoder
 from jowa.planning.mcts import tree_search
+from jowa.planning.paths import Plan
 from jowa.planning.trace import Future, Trace
 
 
@@ -40,8 +41,9 @@ class PlannerConfig:
     horizon      imagined frames ahead at most
     context      past frames the agent sees, the current one among them
     gamma        discount of imagined rewards
-    decode       how imagined frames are decoded: drafted, plain (token by token), or auto, which
-                 times both (drafted where a run must repeat); the same results but for rounding
+    decode       how imagined frames are decoded: drafted, plain (token by token), static (shapes
+                 for CUDA graphs), or auto, which is static on a GPU and elsewhere times the others
+                 (drafted where a run must repeat); the same results but for rounding
     value        of an ensemble of Qs: mean, or min, the least of them
     stop_at_end  a path is worth nothing more after a predicted end of the episode
     simulations  of mcts: imagined frames a decision
@@ -220,10 +222,11 @@ class Agent:
 
     def context(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The last frames' tokens (R, T, 36) up to the newest, the actions between them (R, T - 1)
-        and how many of the T frames are real (R,), T being the most of them."""
+        and how many of the T frames are real (R,), T being the most of them; or, where shapes are
+        to stay the same, the whole context."""
         context = self.planner.context
         lengths = np.minimum(self._ages[rows], context)
-        T = int(lengths.max())
+        T = context if self.decoder.static(self.device) else int(lengths.max())
         slots = self._index((self._ages[rows, None] - T + np.arange(T)) % context)
         index = self._index(rows).unsqueeze(1)
         return self._tokens[index, slots], self._actions[index, slots[:, :-1]], self._index(lengths)

@@ -66,8 +66,9 @@ def test_tokenizer_and_its_losses(fixtures: Fixtures) -> None:
     assert rows["commitment_loss"] <= (1e-5 if ambient else 0.02)
 
 
-def test_plans(fixtures: Fixtures) -> None:
-    rows: list[PlanRow] = conformance.plans(fixtures)
+@pytest.mark.parametrize("decode", ["auto", "static"])
+def test_plans(fixtures: Fixtures, decode: str) -> None:
+    rows: list[PlanRow] = conformance.plans(fixtures, decode)
     assert len(rows) == 40
     if fixtures.dtype == torch.float32:
         assert all(row.score_error <= 1e-3 for row in rows)

@@ -23,8 +23,9 @@ from jowa.learning.distributed import Processes
 from jowa.learning.losses import target_rows
 from jowa.learning.objective import Metrics, Objective
 from jowa.models.tokenizer import to_bytes
-from jowa.planning.beam import Path, imagine
+from jowa.planning.beam import imagine
 from jowa.planning.decode import Decoder
+from jowa.planning.paths import Path
 
 # Added to a run's seed: the other streams of segments beside its own.
 REST, _CONTEXTS = 0x72657374, 0x636F6E74

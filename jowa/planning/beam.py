@@ -6,50 +6,18 @@ B environments, N nodes each, W beam width, H horizon.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jowa.errors import UserError
-from jowa.games import by_id
+from jowa.games import NUM_ACTIONS, by_id
 from jowa.models.world_action import FRAME_TOKENS, MAX_FRAMES, WorldActionModel
-from jowa.planning.decode import Decoder
+from jowa.planning.decode import Decoder, decoder_of
 from jowa.planning.dream import Dream
-from jowa.planning.trace import Future, Trace
-
-
-class Plan(NamedTuple):
-    """The chosen action (B,) in the 18-action set and the score (B,) of the best path."""
-
-    actions: Tensor
-    scores: Tensor
-
-
-class Path(NamedTuple):
-    """The best path of a search H deep: imagined frames (B, H, 36) with the rewards and ends
-    (B, H) of the steps to them, the path's score (B,), and its actions (B, H + 1), of which the
-    last is the greedy one at the last frame."""
-
-    frames: Tensor
-    actions: Tensor
-    rewards: Tensor
-    ends: Tensor
-    scores: Tensor
-
-
-class _Level(NamedTuple):
-    """The M nodes of one depth: frames (B, M, 36), the steps to them and scores (B, M), and which
-    are kept (B, N), best first. `width` nodes in a row come from the same kept node of the level
-    before."""
-
-    frames: Tensor
-    actions: Tensor
-    rewards: Tensor
-    ends: Tensor
-    scores: Tensor
-    kept: Tensor
-    width: int
+from jowa.planning.paths import Level, Path, Plan, Rules, best, expand, futures, root, select
+from jowa.planning.searches import Question
+from jowa.planning.trace import Trace
 
 
 def check(beam_width: int, horizon: int, context: int) -> None:
@@ -65,13 +33,6 @@ def check(beam_width: int, horizon: int, context: int) -> None:
         )
 
 
-def ranked(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest along the last dimension and where they are, the first of equals first
-    (topk promises no order of equals)."""
-    order = values.sort(dim=-1, descending=True, stable=True)
-    return order.values[..., :count], order.indices[..., :count]
-
-
 def begin(
     model: WorldActionModel,
     obs_tokens: Tensor,
@@ -84,14 +45,25 @@ def begin(
     """The dream at the roots of a search that looks `horizon` frames ahead."""
     playable = model.legal_actions.any(-1)[games]
     if not playable.all():
-        name = by_id(int(games[~playable][0])).name
-        raise UserError(f"{name} has no legal action among the model's: nothing can be chosen.")
-    # The sequence holds 8 frames: a longer context loses its oldest ones to the horizon.
+        raise unplayable(model, games)
+    obs_tokens, actions, lengths = within(horizon, obs_tokens, actions, lengths)
+    return Dream.start(model, obs_tokens, actions, games, horizon, lengths, decoder)
+
+
+def unplayable(model: WorldActionModel, games: Tensor) -> UserError:
+    """What to say where a game has no legal action."""
+    name = by_id(int(games[~model.legal_actions.any(-1)[games]][0])).name
+    return UserError(f"{name} has no legal action among the model's: nothing can be chosen.")
+
+
+def within(
+    horizon: int, obs_tokens: Tensor, actions: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Contexts without their oldest frames where those and `horizon` more exceed the sequence."""
     room = MAX_FRAMES - horizon
     if lengths is not None:
-        lengths = lengths.to(games.device).clamp(max=room)
-    obs_tokens, actions = obs_tokens[:, -room:], actions[:, max(0, actions.shape[1] + 1 - room) :]
-    return Dream.start(model, obs_tokens, actions, games, horizon, lengths, decoder)
+        lengths = lengths.to(obs_tokens.device).clamp(max=room)
+    return obs_tokens[:, -room:], actions[:, max(0, actions.shape[1] + 1 - room) :], lengths
 
 
 @torch.inference_mode()
@@ -162,82 +134,42 @@ def imagine(
 ) -> Path:
     """The whole path of which `plan`, given the same, returns the first action."""
     check(beam_width, horizon, 1)
+    rules = Rules(beam_width, gamma, stop_at_end)
+    decoder = decoder or decoder_of(model)
+    if generator is None and decoder.static(model.support.device):
+        contexts = within(horizon, obs_tokens, actions, lengths)
+        question = Question(*contexts, games, horizon, rules, pessimistic)
+        return _static(model, question, decoder, trace)
     dream = begin(model, obs_tokens, actions, games, horizon, lengths, decoder)
     B = len(games)
     environments = torch.arange(B, device=games.device).unsqueeze(1)
     root_q = dream.q_values(pessimistic)
-    q_BNA = root_q.unsqueeze(1)
-    scores_BN = q_BNA.amax(-1)
-    returns_BN = torch.zeros_like(scores_BN)
+    beam, levels = root(root_q), list[Level]()
     rows_BN = environments  # where the kept nodes are in the dream
-    ended_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
-    levels: list[_Level] = []
     # Where no game has more legal actions than this, wider beams hold only padding.
-    most = int(model.legal_actions[games].sum(-1).max())
+    width = min(beam_width, int(model.legal_actions[games].sum(-1).max()))
     for depth in range(1, horizon + 1):
-        width = min(beam_width, most)
-        top_q, action_BNW = ranked(q_BNA, width)
-        # Padding of beams narrower than W: illegal actions, and all that descends from them.
-        real = top_q.isfinite() & returns_BN.isfinite().unsqueeze(-1)
-        # What has ended goes on as its own only child, and nothing more happens to it.
-        real[..., 1:] &= ~ended_BN.unsqueeze(-1)
-        action = action_BNW.flatten(1)
+        action, real = expand(beam, width)
         dream = dream.branch(rows_BN.flatten().repeat_interleave(width), siblings=width)
         rewards, ends = (x.view(B, -1) for x in dream.step(action.flatten(), generator))
-        ended = ended_BN.repeat_interleave(width, dim=1)
-        rewards = rewards.masked_fill(ended, 0.0)
-        returns = returns_BN.repeat_interleave(width, dim=1) + gamma ** (depth - 1) * rewards
-        if stop_at_end:
-            ended = ended | ends
-        q = dream.q_values(pessimistic)
-        best = q.max(-1).values.view(B, -1).masked_fill(ended, 0.0)
-        scores = (returns + gamma**depth * best).masked_fill(~real.flatten(1), -torch.inf)
-        scores_BN, kept = ranked(scores, beam_width)
+        q = dream.q_values(pessimistic).view(B, -1, NUM_ACTIONS)
         frames = dream.frame.view(B, -1, FRAME_TOKENS)
-        levels.append(_Level(frames, action, rewards, ends, scores, kept, width))
-        ended_BN = ended.gather(1, kept)
-        returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
-        rows_BN = environments * scores.shape[1] + kept
-        q_BNA = q[rows_BN]
+        beam, level = select(beam, frames, action, real, rewards, ends, q, depth, rules)
+        levels.append(level)
+        rows_BN = environments * action.shape[1] + level.kept
     if trace is not None:
-        trace.q, trace.futures = root_q, partial(_futures, levels)
-    return _best(levels, q_BNA[:, 0].argmax(-1), scores_BN[:, 0])
+        trace.q, trace.futures = root_q, partial(futures, levels)
+    return best(levels, beam)
 
 
-def _best(levels: list[_Level], greedy: Tensor, scores: Tensor) -> Path:
-    """The path to the best node of the last level, with the greedy action (B,) there."""
-    B, H = len(greedy), len(levels)
-    environments = torch.arange(B, device=greedy.device)
-    frames, actions = greedy.new_empty(B, H, FRAME_TOKENS), greedy.new_empty(B, H + 1)
-    rewards, ends = scores.new_empty(B, H), greedy.new_empty(B, H, dtype=torch.bool)
-    actions[:, H] = greedy
-    for depth, (level, nodes) in enumerate(zip(levels, _paths(levels), strict=True)):
-        at = environments, nodes[:, 0]
-        frames[:, depth], actions[:, depth] = level.frames[at], level.actions[at]
-        rewards[:, depth], ends[:, depth] = level.rewards[at], level.ends[at]
-    return Path(frames, actions, rewards, ends, scores)
-
-
-def _paths(levels: list[_Level]) -> list[Tensor]:
-    """The nodes (B, N) of every level that lie on the paths to those kept at the last one."""
-    nodes = [level.kept for level in levels[-1:]]
-    for before, level in zip(levels[-2::-1], levels[:0:-1], strict=True):
-        nodes.append(before.kept.gather(1, nodes[-1] // level.width))
-    return nodes[::-1]
-
-
-def _futures(levels: list[_Level], row: int) -> list[Future]:
-    """The paths that were kept to the end in one environment, best first."""
-    paths = [nodes[row] for nodes in _paths(levels)]
-    futures = []
-    for path in range(len(paths[-1]) if paths else 0):
-        steps = [(level, nodes[path]) for level, nodes in zip(levels, paths, strict=True)]
-        score = float(levels[-1].scores[row, paths[-1][path]])
-        if score == -torch.inf:  # padding, as is all that ranks below it
-            break
-        actions, frames, rewards, ends = (
-            torch.stack([getattr(level, name)[row, node] for level, node in steps])
-            for name in ("actions", "frames", "rewards", "ends")
-        )
-        futures.append(Future(actions, frames, rewards, ends, score))
-    return futures
+def _static(
+    model: WorldActionModel, question: Question, decoder: Decoder, trace: Trace | None
+) -> Path:
+    """The best path by a search of static shapes."""
+    answer = decoder.searches.run(model, question, decoder.work)
+    if not answer.playable:
+        raise unplayable(model, question.games)
+    if trace is not None:
+        trace.q, levels = answer.considered()
+        trace.futures = partial(futures, levels)
+    return answer.path

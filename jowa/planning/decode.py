@@ -21,9 +21,11 @@ from torch import Tensor
 from jowa.errors import UserError
 from jowa.models.decoding import Cache, Window, extend
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
+from jowa.planning.searches import Searches
+from jowa.planning.static import Work
 
 Integers = NDArray[np.int64]
-MODES = ("auto", "drafted", "plain")
+MODES = ("auto", "drafted", "plain", "static")
 TRIALS = 3  # timed frames of each decode before `auto` settles on one
 
 
@@ -216,15 +218,21 @@ class Decoder:
     timed on the first few frames of every shape (rows, cached tokens), and then the fastest is kept
     to. Tokens do not depend on it, but for rounding where logits tie: who needs the same bits in
     every run says `timed=False`, and siblings go one pass later without trying.
+
+    With mode static, which auto is on a GPU, a beam search takes `searches` instead; what those do
+    not do (tree search, samples) is decoded as if that were not so.
     """
 
     mode: str = "auto"
     timed: bool = True
-    frames: int = 0
-    passes: int = 0
-    tokens: int = 0
+    work: Work = field(default_factory=Work)
     _seconds: dict[tuple[object, ...], dict[int, list[float]]] = field(default_factory=dict)
     _tables: tuple[tuple[object, ...], Tables] | None = None
+    searches: Searches = field(default_factory=Searches)
+
+    def static(self, device: torch.device) -> bool:
+        """Whether beam searches are static on a device."""
+        return self.mode == "static" or (self.mode == "auto" and device.type == "cuda")
 
     def tables(self, model: WorldActionModel) -> Tables:
         """The model's tables, computed once for as long as its weights stay what they are."""
@@ -251,7 +259,7 @@ class Decoder:
             raise UserError(f"decode is {self.mode!r}: use one of {', '.join(MODES)}.")
 
     def __call__(self, block: Block) -> Frame:
-        self.frames += block.rows
+        self.work.frames += block.rows
         # A way is the number of siblings of which the first goes ahead; 0 is plain decoding.
         ways = [] if self.mode == "drafted" else [0]
         if self.mode != "plain":
@@ -274,13 +282,9 @@ class Decoder:
 
     def _run(self, way: int, block: Block) -> Frame:
         if way == 0:
-            self._count(BLOCK_TOKENS * block.rows, BLOCK_TOKENS)
+            self.work.passed(BLOCK_TOKENS * block.rows, BLOCK_TOKENS)
             return plain(block)
-        return drafted(block, way, self._count)
-
-    def _count(self, tokens: int, passes: int = 1) -> None:
-        self.tokens += tokens
-        self.passes += passes
+        return drafted(block, way, self.work.passed)
 
 
 _DECODERS: weakref.WeakKeyDictionary[WorldActionModel, Decoder] = weakref.WeakKeyDictionary()

@@ -14,6 +14,7 @@ from torch import Tensor
 from jowa.models.decoding import Cache, prefill
 from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, Tables, WorldActionModel
 from jowa.planning.decode import Block, Decoder, decoder_of
+from jowa.planning.values import q_values
 
 
 @dataclass
@@ -96,21 +97,16 @@ class Dream:
         )
 
     def q_values(self, pessimistic: bool = False) -> Tensor:
-        """Expected returns (R, 18) at the newest frame, illegal actions -inf: of the ensemble's
-        mean distribution, or the least of its members'."""
-        if self.model.has_reader:
-            assert self.tables.pictures is not None
-            read = self.model.reader.read(self.frame, self.before, self.tables.pictures)
-        else:
-            assert self.hidden is not None
-            read = self.hidden
-        logits = self.model.q_head(read.unsqueeze(1))
-        if pessimistic:
-            members = [self.model.values(member.unsqueeze(0)) for member in logits]
-            values = torch.stack(members).amin(0)[:, 0]
-        else:
-            values = self.model.values(logits)[:, 0]
-        return values.masked_fill(~self.model.legal_actions[self.games], -torch.inf)
+        """Expected returns (R, 18) at the newest frame, as of `values.q_values`."""
+        return q_values(
+            self.model,
+            self.tables,
+            self.hidden,
+            self.frame,
+            self.before,
+            self.games,
+            pessimistic,
+        )
 
     def step(
         self, actions: Tensor, generator: torch.Generator | None = None

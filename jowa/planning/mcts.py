@@ -19,9 +19,10 @@ from jowa.errors import UserError
 from jowa.games import NUM_ACTIONS
 from jowa.models.decoding import Cache, padding_mask
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
-from jowa.planning.beam import Plan, begin, check, ranked
+from jowa.planning.beam import begin, check
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
+from jowa.planning.paths import Plan, ranked
 from jowa.planning.trace import Future, Trace
 
 # MuZero's constants of exploration.

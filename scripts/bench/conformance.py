@@ -26,6 +26,7 @@ from jowa.learning.objective import LossConfig, Objective
 from jowa.models.conv_tokenizer import ConvTokenizer
 from jowa.models.released import released_names
 from jowa.models.world_action import WorldActionModel
+from jowa.planning.decode import Decoder
 
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
 CASES = {
@@ -180,8 +181,8 @@ class PlanRow(NamedTuple):
     margin: float
 
 
-def plans(fixtures: Fixtures) -> list[PlanRow]:
-    rows = []
+def plans(fixtures: Fixtures, decode: str = "auto") -> list[PlanRow]:
+    rows, decoder = [], Decoder(decode)
     for number, case in enumerate(fixtures.expected["plans"]):
         flat = fixtures.tensors[f"plan.{number:02d}.tokens"].flatten()
         blocks = torch.nn.functional.pad(flat, (0, 1)).view(1, -1, 37)
@@ -195,6 +196,7 @@ def plans(fixtures: Fixtures) -> list[PlanRow]:
                 case["beam_width"],
                 case["horizon"],
                 fixtures.expected["training"]["gamma"],
+                decoder=decoder,
             )
         margin = case["decision_margin"]
         rows.append(

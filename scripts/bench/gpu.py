@@ -1,10 +1,10 @@
 """Every check that needs a GPU, in one go, and one JSON of what was seen.
 
-    python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN --data ROOT]
+    python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN] [--data ROOT]
 
 Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
 training bench for every published size (eager beside a plain implementation, as one CUDA graph,
-and compiled as well), and, given a trained nano run and its data, the planner's bench. A part that
+and compiled as well), and the planner's bench, with real contexts if there are episodes. A part that
 fails is recorded with what it said, and the others go on.
 """
 
@@ -25,10 +25,8 @@ from jowa.learning.checkpoint import versions
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
-TESTS = (
-    "test_conformance.py",
-    "learning/test_replay.py",
-)  # those that use a GPU where there is one
+# What a GPU does otherwise than a CPU.
+TESTS = ("test_conformance.py", "learning/test_replay.py", "planning/test_cuda_graphs.py")
 TAIL = 4000  # characters kept of what a part said
 
 
@@ -44,9 +42,13 @@ def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     chosen["training_eager"] = training
     chosen["training_replayed"] = [*training, "--replay", "--alone"]
     chosen["training_compiled"] = [*training, "--replay", "--compile", "--alone"]
-    if options.checkpoint and options.data:
-        planning = [str(BENCH / "planning.py"), options.checkpoint, options.data]
-        chosen["planning"] = [*planning, "--device", "cuda", "--envs", "1", "16", "64"]
+    planning = [str(BENCH / "planning.py"), options.checkpoint]
+    planning += [options.data] if options.data else ["--random"]
+    planning += ["--device", "cuda", "--envs", "1", "16", "64", "--beams", "4x2", "--no-trees"]
+    planning += ["--decisions", "16", "--repeats", "5", "--steps", "80"]
+    for size in ("nano", "jowa_150m"):
+        decodes = ["--sizes", size, "--decodes", "static", "drafted", "plain"]
+        chosen[f"planning_{size}"] = [*planning, *decodes, "--dtypes", "bfloat16"]
     return {name: chosen[name] for name in chosen if not options.only or name in options.only}
 
 
@@ -83,7 +85,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["nano", "jowa_40m", "jowa_70m", "jowa_150m"])
     parser.add_argument("--turns", type=int, default=10, help="timed training steps of each kind")
     parser.add_argument("--batch", type=int, default=64, help="segments a training step")
-    parser.add_argument("--checkpoint", help="run of a trained nano, for the planner")
+    parser.add_argument("--checkpoint", default="nano", help="a trained nano, for the planner")
     parser.add_argument("--data", help="its episodes")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for each part")
     options = parser.parse_args()

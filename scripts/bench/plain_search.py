@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jowa.models.transformer import Block
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
-from jowa.planning.beam import Plan, ranked
+from jowa.planning.paths import Plan, ranked
 
 
 @dataclass
@@ -25,7 +25,8 @@ class PlainCache:
     def empty(cls, model: WorldActionModel, rows: int, capacity: int) -> PlainCache:
         sizes = model.config.transformer
         shape = (rows, sizes.heads, capacity, sizes.width // sizes.heads)
-        tensors = [torch.empty(shape) for _ in range(2 * sizes.layers)]
+        device = model.support.device
+        tensors = [torch.empty(shape, device=device) for _ in range(2 * sizes.layers)]
         return cls(tensors[: sizes.layers], tensors[sizes.layers :])
 
     def select(self, rows: Tensor) -> PlainCache:
@@ -126,6 +127,7 @@ def plain_search(
 ) -> Plan:
     """What `jowa.plan` computes, for rows of equal context length."""
     B, T, _ = obs_tokens.shape
+    environments = torch.arange(B, device=games.device).unsqueeze(1)
     cache = PlainCache.empty(model, B, (T + horizon) * BLOCK_TOKENS)
     hints = model.hints(obs_tokens) if model.config.copy_previous else None
     x = model.embed(obs_tokens, F.pad(actions, (0, 1)), games, hints)
@@ -139,7 +141,7 @@ def plain_search(
         N, width = q_BNA.shape[1], min(beam_width, q_BNA.shape[-1])
         top_q, action_BNW = ranked(q_BNA, width)
         real = (top_q.isfinite() & returns_BN.isfinite().unsqueeze(-1)).flatten(1)
-        dream = dream.select(torch.arange(B * N).repeat_interleave(width))
+        dream = dream.select(torch.arange(B * N, device=games.device).repeat_interleave(width))
         rewards = dream.step(action_BNW.flatten())
         returns = returns_BN.repeat_interleave(width, dim=1)
         returns = returns + gamma ** (depth - 1) * rewards.view(B, -1)
@@ -152,6 +154,6 @@ def plain_search(
         first_BN = first.gather(1, kept)
         returns_BN = returns.gather(1, kept).masked_fill(scores_BN.isinf(), -torch.inf)
         if depth < horizon:
-            rows = (kept + torch.arange(B).unsqueeze(1) * scores.shape[1]).flatten()
+            rows = (kept + environments * scores.shape[1]).flatten()
             dream, q_BNA = dream.select(rows), q[rows].view(B, -1, q.shape[-1])
     return Plan(first_BN[:, 0], scores_BN[:, 0])

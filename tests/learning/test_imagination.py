@@ -22,8 +22,8 @@ from jowa.learning.objective import LossConfig, Objective
 from jowa.learning.tokenize import Segments, make_phase
 from jowa.learning.trainer import read
 from jowa.models.tokenizer import to_bytes
-from jowa.planning.beam import Path as PlannedPath
 from jowa.planning.beam import imagine
+from jowa.planning.paths import Path as PlannedPath
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 Maker = Callable[..., Any]

@@ -137,14 +137,14 @@ def test_a_right_draft_takes_one_pass_and_settled_tokens_are_not_computed_again(
     dream = Dream.start(model, frames[:, :2], actions[:, :1], games, 1, decoder=decoder)
     dream.step(torch.zeros(3, dtype=torch.long))
     assert torch.equal(dream.frame, frames[:, 1])
-    assert (decoder.passes, decoder.tokens, decoder.frames) == (1, 3 * 37, 3)
+    assert (decoder.work.passes, decoder.work.tokens, decoder.work.frames) == (1, 3 * 37, 3)
     with torch.no_grad():
         model.copy_gate.bias.fill_(0.0)
     decoder = Decoder("drafted")
     dream = Dream.start(model, frames[:, :2], actions[:, :1], games, 1, decoder=decoder)
     dream.step(torch.zeros(3, dtype=torch.long))
-    assert 1 < decoder.passes <= 37
-    assert decoder.tokens < decoder.passes * 3 * 37
+    assert 1 < decoder.work.passes <= 37
+    assert decoder.work.tokens < decoder.work.passes * 3 * 37
 
 
 @torch.inference_mode()
@@ -156,10 +156,10 @@ def test_auto_times_both_decodes_and_then_keeps_to_one(
     decoder = Decoder("auto")
     passes = []
     for _ in range(TRIALS + 3):
-        before = decoder.passes
+        before = decoder.work.passes
         dream = Dream.start(model, frames[:, :2], actions[:, :1], games, 1, decoder=decoder)
         dream.step(torch.zeros(3, dtype=torch.long))
-        passes.append(decoder.passes - before)
+        passes.append(decoder.work.passes - before)
     both = passes[0]
     assert both > 37 and passes[: TRIALS + 1] == [both] * (TRIALS + 1)
     assert passes[TRIALS + 1] in (37, both - 37)

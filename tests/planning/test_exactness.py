@@ -20,12 +20,14 @@ from torch import Tensor
 
 from jowa.learning.losses import IGNORE, next_token_targets
 from jowa.models.world_action import WorldActionModel
-from jowa.planning.beam import Plan, plan
+from jowa.planning.beam import plan
 from jowa.planning.decode import Decoder
+from jowa.planning.paths import Plan
 
 CASES = int(os.environ.get("PLAN_CASES", "20"))
 PATHS = int(os.environ.get("PLAN_PATHS", "40"))
 GAMMA = 0.9
+WAYS = ("drafted", "plain", "static")
 GOING = 1.0  # how much the end heads are against ends
 
 
@@ -145,7 +147,7 @@ def test_plans_equal_a_plain_search(
     frames, actions = case.contexts()
     T = frames.shape[1]
     exact = models[case.weights].double()
-    results = [("float64", 1e-6, search(exact, case, mode)) for mode in ("drafted", "plain")]
+    results = [("float64", 1e-6, search(exact, case, mode)) for mode in WAYS]
     world = slow_world(exact, case.stop_at_end, case.pessimistic)
     expected = []
     for b, game in enumerate(case.games):
@@ -153,7 +155,7 @@ def test_plans_equal_a_plain_search(
         root = make_node(game, frames[b, start:], actions[b, start:])
         expected.append(world.search(root, case.width, case.horizon, GAMMA))
     single = models[case.weights].float()
-    results += [("float32", 3e-4, search(single, case, mode)) for mode in ("drafted", "plain")]
+    results += [("float32", 3e-4, search(single, case, mode)) for mode in WAYS]
     for precision, noise, chosen in results:
         for b, (best, margin) in enumerate(expected):
             COUNTS[precision][0] += 1
