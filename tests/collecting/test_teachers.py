@@ -47,6 +47,7 @@ def score(name: str, behaviour: Behaviour, steps: int) -> float:
         ("DemonAttack", 2000, 400),
         ("Enduro", 1500, 25),
         ("Freeway", 2000, 24),
+        ("Frostbite", 1000, 1500),
         ("KungFuMaster", 1000, 2500),
         ("Pong", 1000, 10),
         ("SpaceInvaders", 1000, 150),
@@ -60,7 +61,8 @@ def test_teacher_beats_random_play(name: str, steps: int, margin: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "margin"), [("Enduro", 1500, 20), ("KungFuMaster", 500, 1000)]
+    ("name", "steps", "margin"),
+    [("Enduro", 1500, 20), ("Frostbite", 600, 700), ("KungFuMaster", 500, 1000)],
 )
 def test_teacher_beats_every_constant_action(name: str, steps: int, margin: float) -> None:
     game = get(name)
