@@ -25,7 +25,8 @@ _NEVER = -1
 
 @dataclass
 class Guard:
-    """Watches losses and gradients on their device.
+    """Watches losses and gradients on their device; given those of the whole batch, it says the
+    same in every process.
 
     From the first step whose loss or gradient is not finite on, no update is done: `bad_step` is
     its number (-1: none yet), to be read when the host next waits for the device anyway.
@@ -45,21 +46,20 @@ class Guard:
     @torch.no_grad()
     def watch(self, step: int, loss: Tensor, norms: dict[str, Tensor]) -> Tensor:
         """1.0 if this update must not be done, else 0.0."""
-        finite = torch.stack([loss.detach(), *norms.values()]).isfinite().all()
+        finite = torch.stack([loss, *norms.values()]).isfinite().all()
         self.bad_step = torch.where((self.bad_step == _NEVER) & ~finite, step, self.bad_step)
         return (self.bad_step != _NEVER).float()
 
     @torch.no_grad()
-    def count(self, metrics: Metrics, value_max: float) -> None:
-        """Counts spikes of the loss and a diverging Q."""
-        loss = metrics["loss/total"]
+    def count(self, loss: Tensor, best_q: Tensor | None, value_max: float) -> None:
+        """Counts spikes of the loss and a diverging Q, whose mean best value is `best_q`."""
         # The average means something only once it holds many steps.
         self.spikes = self.spikes + ((loss > _SPIKE * self.average) & (self.seen >= 100))
         decay = torch.minimum(self.seen / (self.seen + 1.0), self.seen.new_tensor(_SPIKE_DECAY))
-        self.average = torch.lerp(loss.float(), self.average, decay)
+        self.average = torch.lerp(loss, self.average, decay)
         self.seen = self.seen + 1.0
-        if "q/soft_maximum" in metrics:
-            self.diverging = self.diverging + (metrics["q/soft_maximum"] > value_max)
+        if best_q is not None:
+            self.diverging = self.diverging + (best_q > value_max)
 
     def metrics(self) -> Metrics:
         return {"guard/loss_spikes": self.spikes, "guard/q_diverging": self.diverging}
@@ -100,8 +100,9 @@ class Step:
             loss, metrics, statistics = self._forward(batch, counts, detailed=detailed)
         loss.backward()
         norms = clip_gradients(self.optimizer, self.config)
+        total, best_q = self._of_whole_batch(loss, metrics)
         # A fused optimiser leaves everything as it is where this is 1, without asking the host.
-        self.optimizer.found_inf = self.guard.watch(number, loss, norms)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.guard.watch(number, total, norms)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         if statistics is not None and self.objective.tokenizer.training:
@@ -112,6 +113,15 @@ class Step:
         due = self.target_update_every and (number + 1) % self.target_update_every == 0
         if model is not None and due:
             model.update_target()
-        self.guard.count(metrics, math.inf if model is None else model.config.value_max)
+        self.guard.count(total, best_q, math.inf if model is None else model.config.value_max)
         norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
         return metrics | norms | self.guard.metrics()
+
+    def _of_whole_batch(self, loss: Tensor, metrics: Metrics) -> tuple[Tensor, Tensor | None]:
+        """The loss and Q's mean best value, if it is trained, of all processes' shares."""
+        values = [loss.detach().float()]
+        if (best_q := metrics.get("q/soft_maximum")) is not None:
+            values.append(best_q.float())
+        # Both in one message; a loss that is not finite in one process is finite in none.
+        total, *rest = self.compute.processes.average(torch.stack(values)).unbind()
+        return total, rest[0] if rest else None
