@@ -27,7 +27,8 @@ _NEVER = -1
 
 @dataclass
 class Guard:
-    """Watches losses and gradients on their device.
+    """Watches losses and gradients on their device; given those of the whole batch, it says the
+    same in every process.
 
     From the first step whose loss or gradient is not finite on, no update is done: `bad_step` is
     its number (-1: none yet), to be read when the host next waits for the device anyway.
@@ -47,22 +48,21 @@ class Guard:
     @torch.no_grad()
     def watch(self, step: Tensor, loss: Tensor, norms: dict[str, Tensor]) -> Tensor:
         """1.0 if this update must not be done, else 0.0; `step` () is its number."""
-        finite = torch.stack([loss.detach(), *norms.values()]).isfinite().all()
+        finite = torch.stack([loss, *norms.values()]).isfinite().all()
         first = (self.bad_step == _NEVER) & ~finite
         self.bad_step.copy_(torch.where(first, step, self.bad_step))
         return (self.bad_step != _NEVER).float()
 
     @torch.no_grad()
-    def count(self, metrics: Metrics, value_max: float) -> None:
-        """Counts spikes of the loss and a diverging Q."""
-        loss = metrics["loss/total"]
+    def count(self, loss: Tensor, best_q: Tensor | None, value_max: float) -> None:
+        """Counts spikes of the loss and a diverging Q, whose mean best value is `best_q`."""
         # The average means something only once it holds many steps.
         self.spikes += (loss > _SPIKE * self.average) & (self.seen >= 100)
         decay = (self.seen / (self.seen + 1.0)).clamp(max=_SPIKE_DECAY)
-        self.average.copy_(torch.lerp(loss.float(), self.average, decay))
+        self.average.copy_(torch.lerp(loss, self.average, decay))
         self.seen += 1.0
-        if "q/soft_maximum" in metrics:
-            self.diverging += metrics["q/soft_maximum"] > value_max
+        if best_q is not None:
+            self.diverging += best_q > value_max
 
     def metrics(self) -> Metrics:
         return {"guard/loss_spikes": self.spikes, "guard/q_diverging": self.diverging}
@@ -127,8 +127,9 @@ class Step:
             loss, metrics, statistics = self._forward(batch, counts, detailed=detailed)
         loss.backward()
         norms = clip_gradients(self.optimizer, self.config)
+        total, best_q = self._of_whole_batch(loss, metrics)
         # A fused optimiser leaves everything as it is where this is 1, without asking the host.
-        bad = self.guard.watch(self._number, loss, norms)
+        bad = self.guard.watch(self._number, total, norms)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -137,6 +138,15 @@ class Step:
         model = self.objective.model
         if model is not None and self.objective.config.tokenizer:
             model.set_codes(self.objective.tokenizer)
-        self.guard.count(metrics, math.inf if model is None else model.config.value_max)
+        self.guard.count(total, best_q, math.inf if model is None else model.config.value_max)
         norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
         return metrics | norms | self.guard.metrics()
+
+    def _of_whole_batch(self, loss: Tensor, metrics: Metrics) -> tuple[Tensor, Tensor | None]:
+        """The loss and Q's mean best value, if it is trained, of all processes' shares."""
+        values = [loss.detach().float()]
+        if (best_q := metrics.get("q/soft_maximum")) is not None:
+            values.append(best_q.float())
+        # Both in one message; a loss that is not finite in one process is finite in none.
+        total, *rest = self.compute.processes.average(torch.stack(values)).unbind()
+        return total, rest[0] if rest else None

@@ -4,8 +4,8 @@
 
 Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
 training bench for every published size (eager beside a plain implementation, as one CUDA graph,
-and compiled as well), and the planner's bench, with real contexts if there are episodes. A part that
-fails is recorded with what it said, and the others go on.
+and compiled as well), and the planner's bench, with real contexts if there are episodes. A part
+that fails is recorded with what it said, and the others go on.
 """
 
 from __future__ import annotations

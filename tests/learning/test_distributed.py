@@ -21,6 +21,8 @@ from jowa.learning.record import starts
 from jowa.models.tokenizer import CodeStatistics
 
 BATCH = 6
+JOWA = ("-m", "jowa")
+JOBS = Path(__file__).parent / "jobs"
 SIZES = [
     *["tokenizer.hidden=16", "tokenizer.code_width=4", "tokenizer.vocabulary=32"],
     *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
@@ -46,11 +48,14 @@ def command(run: Path, data: Path, *more: str) -> list[str]:
 
 
 def launch(
-    processes: int, arguments: list[str], place: tuple[str, ...] = ("--standalone",)
+    processes: int,
+    arguments: list[str],
+    place: tuple[str, ...] = ("--standalone",),
+    program: tuple[str, ...] = JOWA,
 ) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", *place]
     return subprocess.Popen(
-        [*torchrun, f"--nproc_per_node={processes}", "-m", "jowa", *arguments],
+        [*torchrun, f"--nproc_per_node={processes}", *program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,9 +63,9 @@ def launch(
     )
 
 
-def together(processes: int, arguments: list[str]) -> None:
+def together(processes: int, arguments: list[str], program: tuple[str, ...] = JOWA) -> None:
     """Runs the command in several processes to its end."""
-    job = launch(processes, arguments)
+    job = launch(processes, arguments, program=program)
     output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
 
@@ -118,6 +123,14 @@ def test_processes_train_as_one(
             kinds = ("loss/", "world_model/", "q/", "gradient_norm/", "validation/")
             if name.startswith(kinds) and not name.endswith("codes_in_batch"):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+            if name.startswith("guard/"):
+                assert ours[name] == theirs[name], name
+
+
+def test_processes_agree_on_what_is_wrong() -> None:
+    """Spikes, a diverging Q and a loss that is not finite, as one process with the whole batch
+    sees them."""
+    together(2, [], program=(str(JOBS / "guard.py"),))
 
 
 def test_hosts_train_as_one(tmp_path: Path, data: Path, tokenizer: str, alone: Path) -> None:
