@@ -45,10 +45,10 @@ def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     planning = [str(BENCH / "planning.py"), options.checkpoint]
     planning += [options.data] if options.data else ["--random"]
     planning += ["--device", "cuda", "--envs", "1", "16", "64", "--beams", "4x2", "--no-trees"]
+    planning += ["--decodes", "static", "--dtypes", "bfloat16"]
     planning += ["--decisions", "16", "--repeats", "5", "--steps", "80"]
     for size in ("nano", "jowa_150m"):
-        decodes = ["--sizes", size, "--decodes", "static", "drafted", "plain"]
-        chosen[f"planning_{size}"] = [*planning, *decodes, "--dtypes", "bfloat16"]
+        chosen[f"planning_{size}"] = [*planning, "--sizes", size]
     return {name: chosen[name] for name in chosen if not options.only or name in options.only}
 
 
