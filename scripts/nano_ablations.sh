@@ -2,7 +2,7 @@
 # What each part of the small network's recipe is worth: one seed and a third of the steps each, the
 # data and the tokenizer of scripts/nano_multigame.sh, greedy play but where said.
 # Usage: scripts/nano_ablations.sh [FOLDER] [SEED]   (default runs/nano_multigame 0)
-# JOBS=6 does so many things at once. Stopped at any moment, the same command goes on.
+# JOBS=8 does so many things at once. Stopped at any moment, the same command goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/nano_multigame}
@@ -14,42 +14,53 @@ runs=$out/ablations_$seed
 play() { # play LABEL RUN [OPTION...]; cut short, as there are many
     stage "play ablation $1 $seed" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
         out="$out/ablation_scores/$1_$seed.json" data_root="$out/data" baselines=false \
-        episodes=10 envs_per_game=10 max_frames=8000 "${@:3}"
+        episodes=10 envs_per_game=10 max_frames=4000 "${@:3}"
 }
 
-without() { # without NAME OPTION...: trains and plays
+try() { # try NAME OPTION...: trains and plays
     local name=$1
     stage "ablation $name $seed" jowa pretrain "$recipe" run="$runs/$name" seed="$seed" \
-        data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=7000 "${@:2}"
+        data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=6500 "${@:2}"
     play "$name" "$runs/$name" planner=greedy
 }
 
-searching() { # searching NAME OPTION...: plays the whole recipe's agent
-    play "$1" "$runs/whole" "${@:2}"
+search() { # search NAME RUN OPTION...: plays an agent of these with a plan
+    play "$1" "$runs/$2" "${@:3}"
 }
 
-beside no_world_model without no_world_model objective=no_world_model
-beside cloning without cloning objective=cloning
-beside whole without whole
-beside no_reader without no_reader model.reader_width=0
-beside no_code_vectors without no_code_vectors model.codebook_width=0
-beside no_copying without no_copying model.copy_previous=false
-beside no_bell without no_bell model.bell_start=0
-beside no_temperature without no_temperature stage2.losses.cql_temperature=1.0
-beside one_step without one_step stage2.losses.n_step=1
-beside no_reward_sampling without no_reward_sampling stage2.reward_fraction=0
-beside no_reward_weight without no_reward_weight stage2.losses.reward_weight=1.0
-beside data_40 without data_40 data.share=0.4
-beside double_width without double_width model.transformer.width=256 model.transformer.heads=4 \
-    model.q_width=384 model.reader_width=512
+ablation() { # ablation NAME OPTION...
+    beside "$1" try "$@"
+}
+
+# Q reads frames by itself, so that what concerns Q alone is compared without a world model.
+ablation cloning objective=cloning
+for weight in 1 3; do
+    ablation "cql_$weight" objective=no_world_model stage2.losses.cql_weight="$weight"
+done
+ablation no_world_model objective=no_world_model
+ablation no_bell objective=no_world_model model.bell_start=0
+ablation no_temperature objective=no_world_model stage2.losses.cql_temperature=1.0
+ablation one_step objective=no_world_model stage2.losses.n_step=1
+ablation no_reward_sampling objective=no_world_model stage2.reward_fraction=0
+ablation whole
+ablation no_reader model.reader_width=0
+ablation no_code_vectors model.codebook_width=0
+ablation no_copying model.copy_previous=false
+ablation no_reward_weight stage2.losses.reward_weight=1.0
+ablation foreseen stage2.losses.foreseen=0.5
+ablation data_40 data.share=0.4
+ablation double_width model.transformer.width=256 model.transformer.heads=4 model.q_width=384 \
+    model.reader_width=512
 together
 for width in 2 4; do
     for horizon in 1 2; do
-        beside "W${width}_H$horizon" searching "W${width}_H$horizon" planner=beam \
+        beside "W${width}_H$horizon" search "W${width}_H$horizon" whole planner=beam \
             planner.beam_width="$width" planner.horizon="$horizon"
     done
 done
-beside mcts searching mcts planner=mcts
-beside epsilon searching epsilon_0.01 planner=greedy epsilon=0.01
+beside foreseen_planned search foreseen_planned foreseen planner=beam
+beside double_width_planned search double_width_planned double_width planner=beam
+beside mcts search mcts whole planner=mcts
+beside epsilon search epsilon_0.01 whole planner=greedy epsilon=0.01
 together
 echo "Scores: $out/ablation_scores/"

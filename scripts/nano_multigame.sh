@@ -2,7 +2,7 @@
 # Does it learn? Five games in one small network, greedy and planned, against cloning of the same data
 # by the same network and by pixels; then two games that it never saw, from 5,000 transitions each.
 # Usage: scripts/nano_multigame.sh [FOLDER] [SEEDS]   (default runs/nano_multigame "0 1 2")
-# JOBS=6 does so many things at once, for a GPU with many cores.
+# JOBS=8 does so many things at once, for a GPU with many cores.
 # Stopped at any moment, the same command goes on: finished stages are not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,7 +29,7 @@ pretrain() { # pretrain SEED NAME [OPTION...]
 }
 
 play() { # play LABEL RUN [OPTION...]
-    stage "play $1" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
+    stage "play ${1//\// }" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
         out="$out/scores/${1//\//_}.json" data_root="$data" "${@:3}"
 }
 
@@ -38,7 +38,8 @@ few_shot() { # few_shot SEED GAME NAME [OPTION...]: fine-tunes and plays
     stage "few-shot $3 $2 $1" jowa finetune "$recipe" run="$run" game="$2" root="$data" seed="$1" \
         checkpoint="$out/seed_$1/pretrain" "${@:4}"
     stage "play few-shot $3 $2 $1" jowa evaluate "$recipe" label="'$3/$1'" checkpoint="$run" \
-        out="$out/scores/$2_$3_$1.json" data_root="$data" planner=greedy games="[$2]"
+        out="$out/scores/$2_$3_$1.json" data_root="$data" planner=greedy games="[$2]" \
+        max_frames=20000
 }
 
 run_stage install scripts/install.sh
