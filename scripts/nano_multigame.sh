@@ -33,13 +33,16 @@ play() { # play LABEL RUN [OPTION...]
         out="$out/scores/${1//\//_}.json" data_root="$data" "${@:3}"
 }
 
-few_shot() { # few_shot SEED GAME NAME [OPTION...]: fine-tunes and plays
-    local run=$out/seed_$1/$2_$3
-    stage "few-shot $3 $2 $1" jowa finetune "$recipe" run="$run" game="$2" root="$data" seed="$1" \
-        checkpoint="$out/seed_$1/pretrain" "${@:4}"
-    stage "play few-shot $3 $2 $1" jowa evaluate "$recipe" label="'$3/$1'" checkpoint="$run" \
-        out="$out/scores/$2_$3_$1.json" data_root="$data" planner=greedy games="[$2]" \
-        max_frames=20000
+few_shot() { # few_shot SEED NAME [OPTION...]: fine-tunes to each game and plays it
+    local game run
+    for game in "${held_out[@]}"; do
+        run=$out/seed_$1/${game}_$2
+        stage "few-shot $2 $game $1" jowa finetune "$recipe" run="$run" game="$game" seed="$1" \
+            root="$data" checkpoint="$out/seed_$1/pretrain" "${@:3}"
+        stage "play $2 $game $1" jowa evaluate "$recipe" label="'$game $2/$1'" \
+            checkpoint="$run" out="$out/scores/$2_$1.json" data_root="$data" planner=greedy games="[$game]" \
+            max_frames=20000
+    done
 }
 
 run_stage install scripts/install.sh
@@ -59,12 +62,10 @@ for seed in $seeds; do
     run=$out/seed_$seed
     beside "greedy_$seed" play "greedy/$seed" "$run/pretrain" planner=greedy
     beside "cloning_played_$seed" play "cloning/$seed" "$run/cloning" planner=greedy
-    for game in "${held_out[@]}"; do
-        beside "few_${game}_$seed" few_shot "$seed" "$game" fine-tuned
-        beside "scratch_${game}_$seed" few_shot "$seed" "$game" from-scratch from_scratch=true
-        beside "clone_${game}_$seed" few_shot "$seed" "$game" fine-tuned-cloning \
-            training.losses.q=0 training.losses.cloning=1
-    done
+    beside "few_shot_$seed" few_shot "$seed" fine-tuned
+    beside "scratch_$seed" few_shot "$seed" from-scratch from_scratch=true
+    beside "few_cloned_$seed" few_shot "$seed" fine-tuned-cloning training.losses.q=0 \
+        training.losses.cloning=1
     beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=beam baselines=false
 done
 together
