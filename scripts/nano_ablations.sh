@@ -13,14 +13,14 @@ runs=$out/ablations_$seed
 
 play() { # play LABEL RUN [OPTION...]; cut short, as there are many
     stage "play ablation $1 $seed" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
-        out="$out/ablation_scores/$1_$seed.json" data_root="$out/data" baselines=false \
+        out="$out/ablation_scores/$1_$seed.json" data_root="$out/data" \
         episodes=10 envs_per_game=10 max_frames=4000 "${@:3}"
 }
 
 try() { # try NAME OPTION...: trains and plays
     local name=$1
     stage "ablation $name $seed" jowa pretrain "$recipe" run="$runs/$name" seed="$seed" \
-        data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=6500 "${@:2}"
+        data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=5000 "${@:2}"
     play "$name" "$runs/$name" planner=greedy
 }
 

@@ -34,14 +34,15 @@ play() { # play LABEL RUN [OPTION...]
 }
 
 few_shot() { # few_shot SEED NAME [OPTION...]: fine-tunes to each game and plays it
-    local game run
+    local game run baselines=false # which one plays
+    [ "$2 $1" != "fine-tuned ${seeds%% *}" ] || baselines=true
     for game in "${held_out[@]}"; do
         run=$out/seed_$1/${game}_$2
         stage "few-shot $2 $game $1" jowa finetune "$recipe" run="$run" game="$game" seed="$1" \
             root="$data" checkpoint="$out/seed_$1/pretrain" "${@:3}"
         stage "play $2 $game $1" jowa evaluate "$recipe" label="'$game $2/$1'" \
             checkpoint="$run" out="$out/scores/$2_$1.json" data_root="$data" planner=greedy games="[$game]" \
-            max_frames=20000
+            baselines="$baselines" max_frames=20000
     done
 }
 
@@ -66,7 +67,7 @@ for seed in $seeds; do
     beside "scratch_$seed" few_shot "$seed" from-scratch from_scratch=true
     beside "few_cloned_$seed" few_shot "$seed" fine-tuned-cloning training.losses.q=0 \
         training.losses.cloning=1
-    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=beam baselines=false
+    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=beam
 done
 together
 runs=() scores=()
