@@ -11,7 +11,7 @@ seeds=${2:-0 1 2}
 . scripts/stages.sh
 data=$out/data
 recipe=experiment=nano_multigame
-held_out=(KungFuMaster Enduro)
+held_out=(Enduro Frostbite)
 
 collect() {
     jowa collect "$recipe" root="$data"
