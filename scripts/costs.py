@@ -3,9 +3,9 @@
     python scripts/costs.py paper_150m --gpus 8 --tflops 790 [--utilisation 0.44] [KEY=VALUE ...]
 
 Hours follow from FLOPs, from what one GPU does in a large bfloat16 matrix product (measure it:
-`python scripts/bench/training.py` prints it) and from the share of that which training reaches. On
-one H200 of 790 TFLOP/s (eval/results/gpu.json) that is 0.44 for jowa_150m, compiled, 128 segments; as
-one CUDA graph without compiling, 64 segments, 0.31, and 0.30 for jowa_70m, 0.19 for jowa_40m.
+`python scripts/bench/training.py` prints it) and from the share of that which training reaches.
+On one H200 of 790 TFLOP/s (eval/results/gpu.json) that is 0.44 for jowa_150m, compiled, with 128
+segments; as one CUDA graph without compiling, with 64, 0.31, 0.30 (jowa_70m) and 0.19 (jowa_40m).
 KEY=VALUE changes options of `jowa pretrain`, such as model=jowa_70m. Fine-tuning takes one GPU.
 """
 
@@ -62,7 +62,7 @@ HEADER = (
     f"{'tokens/s':>13}{'steps':>11}{'hours':>8}{'GB':>7}   (segments and GB on each GPU)"
 )
 NOTES = """\
-Nothing here was run. Hours assume a utilisation of {:g} (0.44 is jowa_150m's, measured on one H200).
+Nothing here was run. Hours assume a utilisation of {:g} (0.44: jowa_150m, one H200).
 GB are of weights, optimiser and activations in float32, without workspace; bfloat16 takes less.
 * longer in fact: steps of so little arithmetic are bound by starting kernels and by reading."""
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jowa.learning.config import PhaseConfig
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.models.flops import flops_per_token
 from jowa.models.tokenizer import Tokenizer, TokenizerConfig
 from jowa.models.tokenizers import build_tokenizer

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from jowa.cli import composed
 from jowa.learning.config import PhaseConfig
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.models.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from jowa.models.flops import flops_per_token
 from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig

@@ -13,8 +13,8 @@ from jowa.data.loader import Loading
 from jowa.data.tokens import check_place
 from jowa.learning.compute import ComputeConfig
 from jowa.learning.imagination import ImaginationConfig
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.monitor import LogConfig
-from jowa.learning.objective import LossConfig
 from jowa.learning.optim import OptimizerConfig
 from jowa.models.tokenizer import TokenizerConfig
 from jowa.models.world_action import WorldActionConfig

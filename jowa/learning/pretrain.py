@@ -14,8 +14,9 @@ from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
 from jowa.learning.config import PretrainConfig
+from jowa.learning.loss_config import check_losses
 from jowa.learning.monitor import check_log
-from jowa.learning.objective import Objective, check_losses
+from jowa.learning.objective import Objective
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.tokenize import (

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from jowa.errors import UserError
 from jowa.models.decoding import Cache, Window, extend
-from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
+from jowa.models.outputs import Tables
+from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 from jowa.planning.searches import Searches
 from jowa.planning.static import Work
 

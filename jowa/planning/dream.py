@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jowa.models.decoding import Cache, prefill
-from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, Tables, WorldActionModel
+from jowa.models.outputs import Tables
+from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Block, Decoder, decoder_of
 from jowa.planning.values import q_values
 

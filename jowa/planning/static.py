@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jowa.games import NUM_ACTIONS
+from jowa.models.outputs import Tables
 from jowa.models.tree_decoding import Layers, Past, blank, compute_blocks, read_contexts
-from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
+from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 from jowa.planning.graphs import Graphs
 from jowa.planning.paths import Beam, Level, Path, Rules, best, expand, root, select
 from jowa.planning.values import q_values

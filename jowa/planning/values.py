@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jowa.models.world_action import Tables, WorldActionModel
+from jowa.models.outputs import Tables
+from jowa.models.world_action import WorldActionModel
 
 
 def q_values(

@@ -22,7 +22,8 @@ from torch import Tensor
 import jowa
 from jowa.data.segments import Batch
 from jowa.games import GAMES
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.models.conv_tokenizer import ConvTokenizer
 from jowa.models.released import released_names
 from jowa.models.world_action import WorldActionModel

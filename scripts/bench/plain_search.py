@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jowa.models.outputs import Tables
 from jowa.models.transformer import Block
-from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, Tables, WorldActionModel
+from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 from jowa.planning.paths import Plan, ranked
 
 

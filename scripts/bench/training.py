@@ -36,8 +36,9 @@ from jowa.learning import objective as objectives
 from jowa.learning.checkpoint import versions
 from jowa.learning.compute import Compute, ComputeConfig, resolve
 from jowa.learning.config import PretrainConfig
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import IGNORE
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.step import Step
 from jowa.models.flops import flops_per_token

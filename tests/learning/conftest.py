@@ -20,8 +20,9 @@ from jowa.learning.compute import Compute
 from jowa.learning.config import PhaseConfig
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import Imagination, ImaginationConfig
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.monitor import LogConfig
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig
 from jowa.learning.trainer import Phase, Trainer
 

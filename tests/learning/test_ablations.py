@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jowa.data.segments import Batch
 from jowa.errors import UserError
-from jowa.learning.objective import LossConfig, Objective, check_losses
+from jowa.learning.loss_config import LossConfig, check_losses
+from jowa.learning.objective import Objective
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
 

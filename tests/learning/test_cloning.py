@@ -12,8 +12,9 @@ import torch
 
 from jowa.data.segments import Batch
 from jowa.games import LEGAL_ACTIONS, get
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import cloning_loss
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.objective import Objective
 from jowa.planning.beam import plan
 
 NANO = {"codebook_width": 4, "copy_previous": True, "reader_width": 8, "bell_start": 1.0}

@@ -16,9 +16,10 @@ from jowa.data.loader import INLINE, Loader
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination, joined
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import target_rows
 from jowa.learning.monitor import LogConfig
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.objective import Objective
 from jowa.learning.tokenize import Segments, make_phase
 from jowa.learning.trainer import read
 from jowa.models.tokenizer import to_bytes

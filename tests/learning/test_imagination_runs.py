@@ -23,7 +23,8 @@ from jowa.learning.checkpoint import find, load
 from jowa.learning.compute import Compute
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import ImaginationConfig
-from jowa.learning.objective import LossConfig, Objective, check_losses
+from jowa.learning.loss_config import LossConfig, check_losses
+from jowa.learning.objective import Objective
 from jowa.learning.tokenize import Segments, check_phase, make_phase
 from jowa.learning.trainer import LogConfig, Stopped, Trainer
 from jowa.models.world_action import WorldActionConfig

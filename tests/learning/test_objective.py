@@ -12,7 +12,8 @@ from torch import nn
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.learning.accuracy import world_model_accuracy
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.models.patch_tokenizer import PatchTokenizer
 from jowa.models.world_action import WorldActionModel
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jowa.errors import UserError
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.learning.optim import (
     OptimizerConfig,
     build_optimizer,

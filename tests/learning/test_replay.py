@@ -15,7 +15,8 @@ from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.compute import Compute
 from jowa.learning.distributed import Processes
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.loss_config import LossConfig
+from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.step import Step
 from jowa.models.transformer import Attention

@@ -21,8 +21,9 @@ from jowa.data.segments import Sampler, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.checkpoint import find, load
 from jowa.learning.compute import Compute
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.monitor import LogConfig
-from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig
 from jowa.learning.trainer import Phase, Stopped, Trainer
 

@@ -20,8 +20,8 @@ from jowa.learning.accuracy import share
 from jowa.learning.compute import Compute
 from jowa.learning.config import PhaseConfig
 from jowa.learning.distributed import Processes
+from jowa.learning.loss_config import LossConfig
 from jowa.learning.monitor import LogConfig
-from jowa.learning.objective import LossConfig
 from jowa.learning.tokenize import make_phase, segments_of
 from jowa.learning.validation import Validation, averages
 
