@@ -23,7 +23,7 @@ from jowa.models.decoding import Cache, Window, extend
 from jowa.models.outputs import Tables
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 from jowa.planning.searches import Searches
-from jowa.planning.static import Work
+from jowa.planning.static_state import Work
 
 Integers = NDArray[np.int64]
 MODES = ("auto", "drafted", "plain", "static")

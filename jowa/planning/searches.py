@@ -12,7 +12,8 @@ from torch import Tensor
 
 from jowa.models.world_action import WorldActionModel
 from jowa.planning.paths import Level, Path, Rules
-from jowa.planning.static import Search, Shape, Work, size_for
+from jowa.planning.static import Search
+from jowa.planning.static_state import Shape, Work, size_for
 
 KEPT = 4  # searches at most: their graphs and buffers take gigabytes for big models
 

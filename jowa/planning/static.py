@@ -11,10 +11,7 @@ P prefix tokens, K = 37 tokens of a block.
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +19,11 @@ from torch import Tensor
 
 from jowa.games import NUM_ACTIONS
 from jowa.models.outputs import Tables
-from jowa.models.tree_decoding import Layers, Past, blank, compute_blocks, read_contexts
+from jowa.models.tree_decoding import Past, blank, compute_blocks, read_contexts
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
 from jowa.planning.graphs import Graphs
-from jowa.planning.paths import Beam, Level, Path, Rules, best, expand, root, select
+from jowa.planning.paths import Beam, Level, Path, best, expand, root, select
+from jowa.planning.static_state import Depth, Nodes, Root, Shape, Work, keep, size_for
 from jowa.planning.values import q_values
 
 # Passes of fewer rows than this take a GPU no less time.
@@ -33,75 +31,6 @@ LEAST_ROWS = 16
 # From so many rows on, all but the first of siblings wait one pass for a better draft: what that
 # pass saves is more than the time it takes.
 LEADERS_FROM = 128
-
-State = TypeVar("State", bound=tuple[Any, ...])
-
-
-class Shape(NamedTuple):
-    """What a search's buffers and graphs are made for."""
-
-    environments: int
-    frames: int
-    horizon: int
-    rules: Rules
-    pessimistic: bool
-    dtype: torch.dtype  # of keys and values
-    precision: str
-
-
-def size_for(count: int, least: int = 1) -> int:
-    """The smallest of 1, 2, 3, 4, 6, 8, 12 ... that is neither less than `count` nor `least`."""
-    sizes = (2**k * factor // 2 for k in itertools.count(1) for factor in (2, 3))
-    return 1 if count <= 1 >= least else next(s for s in sizes if s >= max(count, least))
-
-
-class Root(NamedTuple):
-    """The newest real frames (B, 36), the position (B,) of their actions, and Q (B, A)."""
-
-    frame: Tensor
-    position: Tensor
-    q: Tensor
-
-
-class Nodes(NamedTuple):
-    """The R rows of a level. Frames so far `tokens` (R, 37), behind a V for the action, after
-    `previous` (R, 36); `base` (R, 37, D) embeds what else is known of them; positions before
-    `start` (R,) are settled, all 37 at the end. `ancestors` (depth - 1, R) are the rows they
-    descend from at each level before; `actions` and `real` (B, M) as of `paths.expand`."""
-
-    tokens: Tensor
-    previous: Tensor
-    base: Tensor
-    start: Tensor
-    ancestors: Tensor
-    actions: Tensor
-    real: Tensor
-
-
-@dataclass
-class Depth:
-    """A level's rows: their keys and values, activations (R, D) at their actions and at their last
-    tokens, and, once they are there, the nodes, which of them are kept and that beam."""
-
-    layers: Layers
-    action_hidden: Tensor
-    hidden: Tensor
-    nodes: Nodes | None = None
-    level: Level | None = None
-    beam: Beam | None = None
-
-
-@dataclass
-class Work:
-    """What was done: rows decoded, passes, and tokens computed in them."""
-
-    frames: int = 0
-    passes: int = 0
-    tokens: int = 0
-
-    def passed(self, tokens: int, passes: int = 1) -> None:
-        self.tokens += tokens
-        self.passes += passes
 
 
 class Search:
@@ -190,7 +119,7 @@ class Search:
         active = torch.arange(len(self.games), device=self.games.device) < self.count
         unplayable = active & ~model.legal_actions[self.games].any(-1)
         self.counters[0].copy_(unplayable.sum())
-        self.tables = _kept(self.tables, model.tables())
+        self.tables = keep(self.tables, model.tables())
         T, V = self.obs_tokens.shape[1], model.config.vocabulary
         frame, position = self.obs_tokens[:, -1], self.lengths * BLOCK_TOKENS - 1
         before = self.obs_tokens[:, -2] if T > 1 else torch.full_like(frame, V)
@@ -199,10 +128,10 @@ class Search:
         if self.shape.horizon or not model.has_reader:
             hidden = self.read(model, self.tables, position)
         q = q_values(model, self.tables, hidden, frame, before, self.games, self.shape.pessimistic)
-        self.root = _kept(self.root, Root(frame, position, q))
+        self.root = keep(self.root, Root(frame, position, q))
         beam = root(q)
         returns = beam.returns.masked_fill(~active.unsqueeze(1), -torch.inf)
-        self.beam = _kept(self.beam, beam._replace(returns=returns))
+        self.beam = keep(self.beam, beam._replace(returns=returns))
         self._next(model, 1)
 
     def read(self, model: WorldActionModel, tables: Tables, position: Tensor) -> Tensor:
@@ -249,7 +178,7 @@ class Search:
             depth,
             self.shape.rules,
         )
-        place.beam, place.level = _kept(place.beam, beam), _kept(place.level, level)
+        place.beam, place.level = keep(place.beam, beam), keep(place.level, level)
         self._next(model, depth + 1)
 
     def _next(self, model: WorldActionModel, depth: int) -> None:
@@ -259,7 +188,7 @@ class Search:
             return
         beam = self.depths[-1].beam if self.depths else self.beam
         assert beam is not None
-        self.path = _kept(self.path, best(self.levels, beam))
+        self.path = keep(self.path, best(self.levels, beam))
 
     @property
     def levels(self) -> list[Level]:
@@ -288,7 +217,7 @@ class Search:
         previous, M = previous[parents], actions.shape[1]
         games = self.games.repeat_interleave(M)
         starts = self.root.position.repeat_interleave(M) + (depth - 1) * BLOCK_TOKENS
-        place.nodes = _kept(
+        place.nodes = keep(
             place.nodes,
             Nodes(
                 tokens=F.pad(previous, (1, 0), value=model.config.vocabulary),
@@ -363,13 +292,3 @@ class Search:
         place.action_hidden.index_copy_(0, rows, hidden[:, 0].to(place.hidden.dtype))
         place.hidden.index_copy_(0, rows, hidden[:, -1].to(place.hidden.dtype))
         self.counters[depth].copy_((nodes.start < BLOCK_TOKENS).sum())
-
-
-def _kept(kept: State | None, new: State) -> State:
-    """`new`, written over what was `kept` before, so that graphs find it where it was."""
-    if kept is None:
-        return type(new)(*(x.clone() if isinstance(x, Tensor) else x for x in new))
-    for place, tensor in zip(kept, new, strict=True):
-        if isinstance(place, Tensor):
-            place.copy_(tensor)
-    return kept

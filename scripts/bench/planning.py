@@ -38,7 +38,7 @@ from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 from jowa.planning.beam import plan
 from jowa.planning.decode import MODES, Decoder
 from jowa.planning.mcts import tree_search
-from jowa.planning.static import Work
+from jowa.planning.static_state import Work
 
 # Beam widths and horizons of the checkpoint's model; of other sizes the first alone.
 BEAMS = ("2x2", "1x0", "2x1", "4x2")

@@ -17,7 +17,8 @@ from jowa.planning import searches, static
 from jowa.planning.beam import imagine, plan
 from jowa.planning.decode import Decoder
 from jowa.planning.paths import Rules
-from jowa.planning.static import Search, Shape, Work, size_for
+from jowa.planning.static import Search
+from jowa.planning.static_state import Shape, Work, size_for
 from jowa.planning.trace import Trace
 
 ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
