@@ -29,6 +29,7 @@ from jowa.errors import UserError
 from jowa.files import write_atomically
 from jowa.learning import weight_file
 from jowa.learning.retention import kept
+from jowa.learning.sharding import split_like
 from jowa.learning.weight_file import Tensors
 
 FORMAT = 3  # 2: the tokenizer has a kind; 3: Q with a reader reads frames alone
@@ -244,7 +245,9 @@ def fill_optimizer(
             name, _, entry = rest.partition("/")
             parameter = by_name[name]
             # A fused step counter lives beside its parameter, like the moments.
-            optimizer.state[parameter][entry] = value.to(parameter.device)
+            value = value.to(parameter.device)
+            moment = value.shape == parameter.shape
+            optimizer.state[parameter][entry] = split_like(parameter, value) if moment else value
 
 
 def versions() -> dict[str, str]:

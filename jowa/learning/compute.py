@@ -19,12 +19,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ComputeConfig:
     """`device` and `dtype` may be "auto": a GPU where there is one; bfloat16 where it is fast.
 
-    `threads` 0 means all cores.
+    `threads` 0 means all cores. `parallel` says what each process of training under torchrun holds:
+    ddp, all of the model; fsdp, its part of the model's weights, gradients and optimiser state, for
+    models that outgrow one GPU. Both learn the same, and either goes on from the other's
+    checkpoints.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    parallel: str = "ddp"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     processes: Processes = ALONE
+    parallel: str = "ddp"
+
+    @property
+    def shards(self) -> bool:
+        """Whether models are to be sharded: alone, a process holds all of them anyway."""
+        return self.parallel == "fsdp" and self.processes.size > 1
 
     def compiles(self, wish: bool | None) -> bool:
         """Whether to compile: as wished, else on a GPU, where it pays; a CPU gains nothing."""
@@ -75,6 +85,8 @@ def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
     device = torch.device(name)
     if name == "cuda":
         device = torch.device("cuda", local_rank())
+    if config.parallel not in ("ddp", "fsdp"):
+        raise UserError(f"compute.parallel is {config.parallel!r}: use ddp or fsdp.")
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UserError(f"compute.dtype is {config.dtype!r}: use auto, float32 or bfloat16.")
     dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
@@ -83,7 +95,7 @@ def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.cuda.set_device(device)
-    return Compute(device, dtype, join(device, patience))
+    return Compute(device, dtype, join(device, patience), config.parallel)
 
 
 def _fast_dtype(device: torch.device) -> torch.dtype:

@@ -1,8 +1,9 @@
 """Data parallelism: what the processes of one job say to each other.
 
 Each process holds a share of every batch. Under `torchrun` the gradients are averaged by PyTorch's
-DistributedDataParallel while the backward pass goes on; what is here makes that average the
-gradient of the whole batch, and keeps the processes together in everything else.
+DistributedDataParallel (or, if each is to hold a part of the model only, by `sharding`) while the
+backward pass goes on; what is here makes that average the gradient of the whole batch, and keeps
+the processes together in everything else.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jowa.errors import UserError
+from jowa.learning.sharding import full
 
 
 @dataclass
@@ -65,7 +66,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig) ->
     for group in optimizer.param_groups:
         owned.setdefault(group["owner"], []).extend(group["params"])
     return {
-        owner: torch.nn.utils.clip_grad_norm_(parameters, config.gradient_norm)
+        owner: full(torch.nn.utils.clip_grad_norm_(parameters, config.gradient_norm))
         for owner, parameters in owned.items()
     }
 

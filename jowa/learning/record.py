@@ -42,6 +42,7 @@ def record_start(
         "dtype": str(compute.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": compute.processes.size,
+        "parallel": compute.parallel,
         "seed": seed,
         "data": {file.game.name: file.fingerprint for file in files},
     }

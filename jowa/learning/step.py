@@ -19,6 +19,7 @@ from jowa.learning.distributed import wrap
 from jowa.learning.objective import Metrics, Objective, StepLoss
 from jowa.learning.optim import OptimizerConfig, clip_gradients, set_learning_rate
 from jowa.learning.replay import Replay
+from jowa.learning.sharding import average_whole_gradients
 
 _SPIKE = 3.0  # a loss this many times its moving average is counted as a spike
 _SPIKE_DECAY = 0.99
@@ -97,7 +98,8 @@ class Step:
         self.compute, self.steps, self.target_update_every = compute, steps, target_update_every
         self.guard = Guard.on(compute.device)
         self._number = torch.zeros((), dtype=torch.long, device=compute.device)
-        wrapped = wrap(objective, compute.processes)
+        # What is sharded averages its gradients by itself.
+        wrapped = objective if compute.shards else wrap(objective, compute.processes)
         self._forward: Callable[..., StepLoss] = torch.compile(wrapped) if compile else wrapped
         self._replay = Replay(self._update, compute.device) if replay else None
         self._changed = [*objective.parameters(), *objective.buffers()]
@@ -126,6 +128,8 @@ class Step:
         with self.compute.autocast():
             loss, metrics, statistics = self._forward(batch, counts, detailed=detailed)
         loss.backward()
+        if self.compute.shards:
+            average_whole_gradients(self.objective, self.compute.processes)
         norms = clip_gradients(self.optimizer, self.config)
         total, best_q = self._of_whole_batch(loss, metrics)
         # A fused optimiser leaves everything as it is where this is 1, without asking the host.

@@ -30,6 +30,7 @@ from jowa.learning.objective import Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.record import record_start
 from jowa.learning.retention import Score
+from jowa.learning.sharding import collect, full, gathered, shard
 from jowa.learning.step import Guard, Step
 from jowa.learning.validation import Validation, averages
 from jowa.models.tokenizer import Tokenizer
@@ -95,8 +96,6 @@ class Trainer:
         self.run, self.compute, self.log, self.facts = run, compute, log, facts
         self.processes = compute.processes
         self.tokenizer, self.model = tokenizer.to(compute.device), model
-        if model is not None:
-            model.to(compute.device)
         self.seed, self.pictures, self.loading = seed, pictures, loading
         self.compile, self.replay = compile, replay
         self.position, self._score = Position(), Score(log.best_metric)
@@ -106,6 +105,10 @@ class Trainer:
         if (folder := checkpoints.newest(run)) is not None:
             stems = ("tokenizer",) if model is None else ("model", "tokenizer")
             self._restore(checkpoints.load(folder, stems, optional=(TRAINING,)))
+        if model is not None and compute.shards:
+            shard(model, compute.processes, compute.device)
+        elif model is not None:
+            model.to(compute.device)
 
     def _restore(self, saved: Checkpoint) -> None:
         checkpoints.fill(self.tokenizer, saved.tensors["tokenizer"], "the run's tokenizer")
@@ -208,7 +211,8 @@ class Trainer:
             if phase.imagination is not None and phase.imagination.due(at.phase_step):
                 # What a bad step was given can be read again only from the buffer it had.
                 self._check(phase, step.guard)
-                phase.imagination.refresh(at.phase_step, phase.objective, self.compute)
+                with gathered(phase.objective):
+                    phase.imagination.refresh(at.phase_step, phase.objective, self.compute)
             batch = clock.time_data(lambda: read(phase, batches))
             detailed = at.phase_step % log.details == 0
             metrics = step(batch, at.phase_step, detailed)
@@ -231,9 +235,8 @@ class Trainer:
                 at.seconds += elapsed
                 monitor.scalars(at.step, phase.name, at.seconds, values | speeds)
                 bar.set_postfix_str(f"{speeds['speed/data_share']:.0%} for data", refresh=False)
-            if self.processes.first and (last or at.phase_step % log.pictures == 0):
-                for name, image in self.pictures().items():
-                    monitor.picture(at.step, name, image)
+            if last or at.phase_step % log.pictures == 0:
+                self._draw(phase, monitor)
             if last:
                 at.done.append(phase.name)
             stop = self._stops()
@@ -243,6 +246,13 @@ class Trainer:
                 self._save(step, names, phase, scheduled)
                 if stop:
                     raise Stopped("a checkpoint is written; the same command goes on from it")
+
+    def _draw(self, phase: Phase, monitor: Monitor) -> None:
+        """The first process draws, with weights that all gather."""
+        with gathered(phase.objective):
+            if self.processes.first:
+                for name, image in self.pictures().items():
+                    monitor.picture(self.position.step, name, image)
 
     def _validates(self, phase: Phase) -> bool:
         """Whether this step is the phase's last or one at which held-out episodes are due."""
@@ -285,7 +295,7 @@ class Trainer:
         wrong += [
             f"the gradient of {name}"
             for name, parameter in phase.objective.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
+            if parameter.grad is not None and not full(parameter.grad).isfinite().all()
         ][:3]
         raise UserError(
             f"step {step} gave numbers that are not finite "
@@ -301,15 +311,16 @@ class Trainer:
         buffers: list[dict[str, Tensor]] = []
         if phase.imagination is not None:
             buffers = self.processes.gather(phase.imagination.state())
+        training = checkpoints.optimizer_tensors(step.optimizer, names) | step.guard.state()
+        for kind, states in random.items():
+            training |= {f"rng/{kind}/{rank}": state for rank, state in enumerate(states)}
+        for buffer in buffers:
+            training |= buffer
+        parts = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
+        if self.model is not None:
+            parts["model"] = self.model.state_dict()
+        tensors = {stem: collect(part, self.processes) for stem, part in parts.items()}
         if self.processes.first:
-            training = checkpoints.optimizer_tensors(step.optimizer, names) | step.guard.state()
-            for kind, states in random.items():
-                training |= {f"rng/{kind}/{rank}": state for rank, state in enumerate(states)}
-            for buffer in buffers:
-                training |= buffer
-            tensors = {"tokenizer": self.tokenizer.state_dict(), TRAINING: training}
-            if self.model is not None:
-                tensors["model"] = self.model.state_dict()
             state = {
                 **self.facts,
                 "position": vars(self.position),

@@ -11,6 +11,7 @@ from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.compute import Compute
 from jowa.learning.objective import Metrics, Objective
+from jowa.learning.sharding import release
 
 SEED = 0x76616C  # apart from those of training
 
@@ -59,6 +60,7 @@ class Validation:
         with torch.no_grad(), torch.random.fork_rng(cuda):
             torch.manual_seed(SEED)
             values = self._measure(objective)
+        release(objective)
         objective.train(training)
         return values
 

@@ -27,6 +27,7 @@ def test_mistakes_name_their_cause_and_leave_nothing(
         ),
         (done.changed("finetune", checkpoint=str(done["tokenize"]), run=new), ["no model"]),
         (done.changed("greedy", checkpoint=str(done["tokenize"])), ["no model"]),
+        (done.changed("pretrain", run=new, **{"compute.parallel": "tp"}), ["tp", "ddp", "fsdp"]),
         ([*commands["pretrain"], "stage2.steps=7"], ["stage2.steps", "6", "7"]),
         (
             done.changed("pretrain", run=new, **{"tokenizer.hidden": "32"}),

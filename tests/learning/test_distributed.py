@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import jowa
 from jowa.cli import main
 from jowa.learning.checkpoint import find, load
 from jowa.learning.record import starts
@@ -23,6 +25,7 @@ from jowa.models.tokenizer import CodeStatistics
 BATCH = 6
 JOWA = ("-m", "jowa")
 JOBS = Path(__file__).parent / "jobs"
+FSDP = "compute.parallel=fsdp"
 SIZES = [
     *["tokenizer.hidden=16", "tokenizer.code_width=4", "tokenizer.vocabulary=32"],
     *["tokenizer.patches_per_frame=3", "model.vocabulary=32", "model.codebook_width=4"],
@@ -37,7 +40,7 @@ TRAINING = [
     *["compute.device=cpu", "compute.dtype=float32", "compute.threads=1"],
 ]
 SHORT = [
-    *["log.checkpoint=2", "log.details=2", "log.pictures=100"],
+    *["log.checkpoint=2", "log.details=2", "log.pictures=100", "log.keep=9"],
     *["data.hold_out=3", "log.validation=3", "log.validation_batches=2"],
 ]
 
@@ -107,13 +110,14 @@ def assert_same_weights(run: Path, other: Path, tolerance: float) -> None:
             )
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_train_as_one(
-    tmp_path: Path, data: Path, tokenizer: str, alone: Path, processes: int
+    tmp_path: Path, data: Path, tokenizer: str, alone: Path, processes: int, parallel: str
 ) -> None:
     """Through both stages: frames with padding, codebook, encoding in parallel, tokens and Q."""
     run = tmp_path / "run"
-    together(processes, command(run, data, tokenizer))
+    together(processes, command(run, data, tokenizer, f"compute.parallel={parallel}"))
     assert_same_weights(run, alone, 1e-6)
     lines = [(path / "metrics.jsonl").read_text().splitlines() for path in (run, alone)]
     assert len(lines[0]) == len(lines[1]) == 10
@@ -125,12 +129,60 @@ def test_processes_train_as_one(
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
             if name.startswith("guard/"):
                 assert ours[name] == theirs[name], name
+    assert shapes(run) == shapes(alone)
+    assert jowa.load(run, device="cpu")
+
+
+def shapes(run: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Of all tensors of the newest checkpoint, by file; random state is each process's own."""
+    files = sorted(find(run).glob("*.safetensors"))
+    return {
+        file.name: {n: tuple(t.shape) for n, t in load_file(file).items() if "rng/" not in n}
+        for file in files
+    }
 
 
 def test_processes_agree_on_what_is_wrong() -> None:
     """Spikes, a diverging Q and a loss that is not finite, as one process with the whole batch
     sees them."""
     together(2, [], program=(str(JOBS / "guard.py"),))
+
+
+def test_a_sharded_model_lies_in_parts() -> None:
+    """Weights, gradients and the optimiser's state."""
+    together(2, [], program=(str(JOBS / "sharding.py"),))
+
+
+def cut(run: Path, step: int, copy: Path) -> Path:
+    """A copy of a run, as it was when it had written the checkpoint of that step."""
+    shutil.copytree(run, copy)
+    for folder in copy.glob("checkpoints/step_*"):
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+    assert load(find(copy)).step == step
+    return copy
+
+
+def test_a_run_goes_on_however_it_is_parallel(
+    tmp_path: Path, data: Path, tokenizer: str, alone: Path
+) -> None:
+    """From one process to two that shard, in stage 1, and back to one in stage 2."""
+    sharded = cut(alone, 2, tmp_path / "sharded")
+    together(2, command(sharded, data, tokenizer, FSDP))
+    assert_same_weights(sharded, alone, 1e-6)
+    again = cut(sharded, 7, tmp_path / "again")
+    assert main(command(again, data, tokenizer)) == 0
+    assert_same_weights(again, alone, 1e-6)
+
+
+def test_a_sharded_run_goes_on_bit_for_bit(tmp_path: Path, data: Path, tokenizer: str) -> None:
+    """In stage 2, with dropout and with what each process imagined."""
+    straight = tmp_path / "straight"
+    arguments = [tokenizer, *LONG, "stage1.steps=3", "stage2.steps=9", "log.pictures=4", FSDP]
+    together(2, command(straight, data, *arguments))
+    broken = cut(straight, 9, tmp_path / "broken")
+    together(2, command(broken, data, *arguments))
+    assert_same_state(straight, broken)
 
 
 def test_hosts_train_as_one(tmp_path: Path, data: Path, tokenizer: str, alone: Path) -> None:
@@ -148,6 +200,16 @@ def test_hosts_train_as_one(tmp_path: Path, data: Path, tokenizer: str, alone: P
         output, _ = job.communicate(timeout=240)
         assert job.returncode == 0, output
     assert_same_weights(run, alone, 1e-6)
+
+
+def assert_same_state(run: Path, other: Path) -> None:
+    """Bit for bit: weights, optimiser, random states, and what each of two processes imagined."""
+    assert_same_weights(run, other, 0.0)
+    ours, theirs = (load(find(path), ("training",)).tensors["training"] for path in (run, other))
+    assert {"rng/cpu/0", "rng/cpu/1"} <= ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    first, second = (ours[f"imagination/{rank}/keys"].tolist() for rank in (0, 1))
+    assert len(first) == len(second) == 5 and not set(first) & set(second)
 
 
 IMAGINING = ["share=0.34", "segments=3", "buffer=5", "every=3", "start=1"]
@@ -192,20 +254,13 @@ def test_a_dead_process_ends_the_job_and_the_run_goes_on_bit_for_bit(
     output, _ = job.communicate(timeout=120)
     assert "the same command goes on" in output, output
     together(2, command(broken, data, tokenizer, *LONG))
-    assert_same_weights(straight, broken, 0.0)
     # Written down by the first process alone.
     assert [(start["processes"], start["step"] > 0) for start in starts(broken)] == [
         (2, False),
         (2, True),
         (2, True),
     ]
-    ours, theirs = (
-        load(find(run), ("training",)).tensors["training"] for run in (straight, broken)
-    )
-    assert {"rng/cpu/0", "rng/cpu/1"} <= ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
-    first, second = (ours[f"imagination/{rank}/keys"].tolist() for rank in (0, 1))
-    assert len(first) == len(second) == 5 and not set(first) & set(second)
+    assert_same_state(straight, broken)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tmp_path: Path, data: Path) -> None:

@@ -1,0 +1,98 @@
+"""Each process holds its part of a model, between steps and after whatever gathers it; torchrun
+runs it."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+from torch import Tensor, nn
+
+from jowa.data.segments import Batch
+from jowa.learning.compute import Compute
+from jowa.learning.distributed import join
+from jowa.learning.objective import LossConfig, Objective
+from jowa.learning.optim import OptimizerConfig, build_optimizer
+from jowa.learning.sharding import gathered, release, shard
+from jowa.learning.step import Step
+from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
+from jowa.models.transformer import TransformerConfig
+from jowa.models.world_action import WorldActionConfig, WorldActionModel
+
+FLOAT = 4
+
+
+def batch_of(rows: int) -> Batch:
+    """Random tokens of whole segments."""
+    shape = (rows, 2)
+    return Batch(
+        observations=torch.randint(64, (*shape, 36)),
+        actions=torch.randint(18, shape),
+        rewards=torch.zeros(shape),
+        ends=torch.zeros(shape, dtype=torch.bool),
+        mask_padding=torch.ones(shape, dtype=torch.bool),
+        games=torch.randint(26, (rows,)),
+        imagined=torch.zeros(shape, dtype=torch.bool),
+        keys=torch.arange(rows),
+    )
+
+
+def bytes_alive() -> int:
+    """Of the storages of all float tensors that Python can see."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (Tensor, nn.Parameter) and thing.is_floating_point():
+            storage = thing.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    processes = join(device)
+    compute = Compute(device, torch.float32, processes, "fsdp")
+    torch.manual_seed(0)
+    tokenizer = PatchTokenizer(PatchTokenizerConfig(vocabulary=64, code_width=4, hidden=8))
+    before = bytes_alive()
+    sizes = TransformerConfig(layers=3, heads=2, width=96, dropout=0.1)
+    # One member: its first dimension cannot be split.
+    model = WorldActionModel(WorldActionConfig(sizes, vocabulary=64, q_width=96, q_members=1))
+    weights = sum(parameter.numel() for parameter in model.parameters()) * FLOAT
+    buffers = sum(b.nbytes for b in model.buffers() if b.is_floating_point())
+    assert bytes_alive() - before >= weights
+    shard(model, processes, device)
+
+    def held() -> float:
+        """What is alive of the model and its training, in copies of the whole model."""
+        return (bytes_alive() - before - buffers) / weights
+
+    part = 1 / processes.size
+    assert part <= held() < 1.03 * part, held()
+    objective = Objective(tokenizer, model, LossConfig(world_model=1.0, q=1.0)).train()
+    objective.freeze_unused()
+    optimizer = build_optimizer(objective, OptimizerConfig())
+    with_gradients: list[float] = []
+    optimizer.register_step_pre_hook(lambda *_: with_gradients.append(held()))
+    step = Step(objective, optimizer, OptimizerConfig(), compute, 3, 2, compile=False)
+    for number in range(3):
+        step(batch_of(4), number, number == 2)
+    # The target head has neither gradients nor a state of the optimiser.
+    assert 1.7 * part < with_gradients[0] < 2.1 * part, with_gradients
+    assert 2.5 * part < held() < 3.1 * part, held()
+    trained = held()
+    objective.eval()
+    with torch.no_grad():
+        objective(batch_of(4))
+    release(objective)
+    assert held() == trained
+    with gathered(objective):
+        assert 1.0 <= held() - trained < 1.1, (held(), trained)
+        for parameter in model.parameters():
+            assert type(parameter) is nn.Parameter
+    assert held() == trained
+
+
+if __name__ == "__main__":
+    main()
