@@ -27,6 +27,7 @@ from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 
 _MOST_WORKERS = 4  # unless more are asked for
+_PARENTS = (signal.SIGINT, signal.SIGTERM)  # the parent's to heed
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,23 @@ class _Ahead:
         self._slots = np.frombuffer(memory, one.dtype).reshape(count, len(indices), *one.shape[1:])
         self._free = deque(range(count))
         self._asked: deque[tuple[int, np.ndarray, np.ndarray]] = deque()
-        self._done: Any = iter(
-            DataLoader(
-                _Observations(dataset, self._slots),
-                batch_size=None,  # one item is a whole batch already
-                sampler=self._requests(),
-                num_workers=workers,
-                prefetch_factor=prefetch,
-                multiprocessing_context="fork",
-                worker_init_fn=_leave_signals_to_parent,
-                # Else starting them would draw from the random state that training continues.
-                generator=torch.Generator(),
-            )
+        loader = DataLoader(
+            _Observations(dataset, self._slots),
+            batch_size=None,  # one item is a whole batch already
+            sampler=self._requests(),
+            num_workers=workers,
+            prefetch_factor=prefetch,
+            multiprocessing_context="fork",
+            worker_init_fn=_leave_signals_to_parent,
+            # Else starting them would draw from the random state that training continues.
+            generator=torch.Generator(),
         )
+        # Workers inherit the blocked signals: none reaches one that does not ignore them yet.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+        try:
+            self._done: Any = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _requests(self) -> Iterator[tuple[int, np.ndarray]]:
         """A free slot and the segments to put there, for one batch after another."""
@@ -182,5 +187,6 @@ class _Observations(Dataset["UserError | None"]):
 def _leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C and SIGTERM often reach all processes of a job, but the training process decides when
     to stop: it still needs batches until then, and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)

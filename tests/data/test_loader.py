@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from jowa.data import loader as loader_module
 from jowa.data.episodes import END_TERMINAL, EpisodeFile, EpisodeWriter
 from jowa.data.loader import INLINE, Loader, Loading
 from jowa.data.segments import Batch, Sampler, SegmentDataset
@@ -170,6 +171,24 @@ def test_workers_outlive_signals_to_the_whole_job_but_not_their_loader(
             assert_same(next(loader), batch)
         raise KeyError
     assert not any(worker.is_alive() for worker in workers)
+
+
+def test_no_signal_is_too_early_for_a_worker(
+    files: list[EpisodeFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the parent stay deaf for having started workers."""
+    ignore = loader_module._leave_signals_to_parent
+
+    def signalled_first(worker: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ignore(worker)
+
+    monkeypatch.setattr(loader_module, "_leave_signals_to_parent", signalled_first)
+    dataset = SegmentDataset(files)
+    with Loader(dataset, _sampler(dataset), AHEAD, CPU) as loader:
+        for batch in _batches(dataset, INLINE):
+            assert_same(next(loader), batch)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGTERM, signal.SIGINT}
 
 
 def test_a_killed_worker_is_told(files: list[EpisodeFile]) -> None:

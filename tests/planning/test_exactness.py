@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,6 +26,9 @@ from jowa.planning.paths import Plan
 
 CASES = int(os.environ.get("PLAN_CASES", "20"))
 PATHS = int(os.environ.get("PLAN_PATHS", "40"))
+# Of the cases. Where Q reads frames alone, actions that lead to the same imagined frame are worth
+# the same: with some seeds a case of many such rows leaves little to decide.
+SEED = int(os.environ.get("PLAN_SEED", "1"))
 GAMMA = 0.9
 WAYS = ("drafted", "plain", "static")
 GOING = 1.0  # how much the end heads are against ends
@@ -132,9 +135,9 @@ def search(model: WorldActionModel, case: Case, mode: str) -> Plan:
 COUNTS = {"float64": [0, 0], "float32": [0, 0]}
 
 
+@seed(SEED)
 @settings(
     max_examples=CASES,
-    derandomize=True,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
