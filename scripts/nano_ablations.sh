@@ -47,7 +47,6 @@ ablation no_reader model.reader_width=0
 ablation no_code_vectors model.codebook_width=0
 ablation no_copying model.copy_previous=false
 ablation no_reward_weight stage2.losses.reward_weight=1.0
-ablation foreseen stage2.losses.foreseen=0.5
 ablation data_40 data.share=0.4
 ablation double_width model.transformer.width=256 model.transformer.heads=4 model.q_width=384 \
     model.reader_width=512
@@ -58,7 +57,6 @@ for width in 2 4; do
             planner.beam_width="$width" planner.horizon="$horizon"
     done
 done
-beside foreseen_planned search foreseen_planned foreseen planner=beam
 beside double_width_planned search double_width_planned double_width planner=beam
 beside mcts search mcts whole planner=mcts
 beside epsilon search epsilon_0.01 whole planner=greedy epsilon=0.01

@@ -17,20 +17,16 @@ class LossConfig:
     penalty raises, here alone), so that greedy play is the cloned policy.
     world_one_in > 1 trains the world model on one segment in so many, drawn by chance: it learns
     from 37 tokens a frame what Q with a reader learns from one.
-    foreseen > 0 has a Q with a reader read that share of the segments as the world model foresees
-    their frames, one step ahead: what it says of frames that a planner imagines is then learned
-    from what really followed.
     penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
     imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
     instead of averaging it; detach_q keeps all that is read from the Q head out of the backbone.
-    foreseen, world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part
-    of the published algorithm; they are meant for small scale.
+    world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the
+    published algorithm; they are meant for small scale.
     """
 
     tokenizer: float = 0.0
     world_model: float = 0.0
     world_one_in: int = 1
-    foreseen: float = 0.0
     q: float = 0.0
     cloning: float = 0.0
     gamma: float = 0.99
@@ -67,16 +63,6 @@ def check_losses(
         raise UserError(
             f"{name}.losses.detach_q keeps Q's gradient out of the transformer, but with "
             f"model.reader_width={model.reader_width} Q does not read it: turn one of them off."
-        )
-    if not 0.0 <= losses.foreseen <= 1.0:
-        raise UserError(
-            f"{name}.losses.foreseen is {losses.foreseen}: it is a share of segments, use 0 to 1."
-        )
-    if losses.foreseen and not (losses.world_model and model.reader_width):
-        raise UserError(
-            f"{name}.losses.foreseen has Q's reader read what the world model foresees, but here "
-            f"Q has no reader or no world model is trained: set it to 0, or set both "
-            f"{name}.losses.world_model and model.reader_width."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(

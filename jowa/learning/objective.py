@@ -25,7 +25,6 @@ from jowa.learning.losses import (
     td_loss,
 )
 from jowa.learning.token_loss import token_loss
-from jowa.models.chance import uniform
 from jowa.models.outputs import Output
 from jowa.models.tokenizer import CodeStatistics, Tokenizer
 from jowa.models.world_action import FRAME_TOKENS, WorldActionModel
@@ -107,12 +106,6 @@ class Objective(nn.Module):
         first = torch.arange(0, keys.numel(), self.config.world_one_in, device=keys.device)
         return first + keys.argmin(1)
 
-    def _foreseen(self, batch: Batch) -> Tensor | None:
-        """(B,) bool: the segments that Q reads as the world model foresees them; None of none."""
-        if not self.config.foreseen or not self.training:
-            return None
-        return uniform(batch.keys, 1, stream=2).squeeze(1) < self.config.foreseen
-
     def forward(
         self, batch: Batch, counts: Tensor | None = None, detailed: bool = False
     ) -> StepLoss:
@@ -146,7 +139,6 @@ class Objective(nn.Module):
             token_logits=False,
             detach_q=self.config.detach_q,
             world_rows=rows,
-            foreseen=self._foreseen(batch),
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}

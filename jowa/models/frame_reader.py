@@ -65,20 +65,13 @@ class FrameReader(nn.Module):
         cells = (self.cells(tokens, pictures) for tokens in (frame, before))
         return cast(Tensor, self(*cells))
 
-    def read_all(
-        self, obs_tokens: Tensor, pictures: Tensor, newest: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, D) from every frame of (B, L, 36); nothing is before the first of each row.
-
-        With `newest` (B, L, 36) those are read instead, each after the true frame before it.
-        """
+    def read_all(self, obs_tokens: Tensor, pictures: Tensor) -> Tensor:
+        """(B, L, D) from every frame of (B, L, 36); nothing is before the first of each row."""
         B, L, _ = obs_tokens.shape
-        cells = self.cells(obs_tokens.flatten(0, 1), pictures)
-        before = cells.unflatten(0, (B, L))[:, :-1]
+        newest = self.cells(obs_tokens.flatten(0, 1), pictures)
+        before = newest.unflatten(0, (B, L))[:, :-1]
         before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
-        if newest is not None:
-            cells = self.cells(newest.flatten(0, 1), pictures)
-        return cast(Tensor, self(cells, before)).unflatten(0, (B, L))
+        return cast(Tensor, self(newest, before)).unflatten(0, (B, L))
 
     def forward(self, newest: Tensor, before: Tensor) -> Tensor:
         """(N, D) from the `cells` of frames and of those before them, zeros where there is none."""

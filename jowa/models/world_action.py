@@ -212,15 +212,13 @@ class WorldActionModel(nn.Module):
         token_logits: bool = True,
         detach_q: bool = False,
         world_rows: Tensor | None = None,
-        foreseen: Tensor | None = None,
     ) -> Output:
         """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
 
         `world` and `q` choose which heads to compute, `token_logits` whether the observation
         logits among them; with `detach_q` no gradient flows from the Q head into the backbone;
         the world model is computed for `world_rows` only, if they are given. A Q with a reader
-        leaves the transformer to the world model; of segments where `foreseen` (B,) is true it
-        reads each frame as the world model foresees it instead.
+        leaves the transformer to the world model.
         """
         assert obs_tokens.shape[1] <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
         rows: Tensor | slice = slice(None) if world_rows is None else world_rows
@@ -229,15 +227,7 @@ class WorldActionModel(nn.Module):
             if world:
                 few = obs_tokens[rows], actions[rows], games[rows]
                 output = self._world(self.activations(*few), few[0], token_logits)
-            read = None
-            if q:
-                newest = None
-                if foreseen is not None and world:
-                    frames = self.foresee(output, obs_tokens[rows])
-                    frames = torch.where(foreseen[rows, None, None], frames, obs_tokens[rows])
-                    newest = obs_tokens.clone()
-                    newest[rows] = frames
-                read = self.reader.read_all(obs_tokens, self.pictures, newest)
+            read = self.reader.read_all(obs_tokens, self.pictures) if q else None
         else:
             blocks = self.activations(obs_tokens, actions, games)
             if world:
@@ -270,15 +260,6 @@ class WorldActionModel(nn.Module):
             predicting=predicting,
             hints=hints,
         )
-
-    @torch.no_grad()
-    def foresee(self, output: Output, obs_tokens: Tensor) -> Tensor:
-        """Frames (B, L, 36) as the world model foresees them: each token the likeliest, given all
-        that is true before it, of obs_tokens (B, L, 36). The first frame is the true one."""
-        assert output.predicting is not None
-        likeliest = self.predict_tokens(output.predicting, output.hints).argmax(-1)
-        frames = F.pad(likeliest[:, :-1], (1, 0)).view_as(obs_tokens)
-        return torch.cat([obs_tokens[:, :1], frames[:, 1:]], dim=1)
 
     @torch.no_grad()
     def target_q_logits(self, read: Tensor) -> Tensor:

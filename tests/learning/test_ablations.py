@@ -157,8 +157,6 @@ def test_imagined_steps_train_q_but_not_the_world_model(
         ({"penalty": "cqll"}, 1, r"stage2\.losses\.penalty.*cqll.*cql, combo or none"),
         ({"penalty": "combo"}, 1, r"combo.*imagined"),
         ({"rem": True}, 1, r"rem.*q_members is 1.*2 or more"),
-        ({"foreseen": 1.5}, 1, r"foreseen is 1\.5.*0 to 1"),
-        ({"foreseen": 0.5, "world_model": 1.0}, 1, r"foreseen.*no reader"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(

@@ -195,29 +195,6 @@ def test_world_rows_are_those_rows_of_the_whole(
 
 
 @torch.no_grad()
-def test_foreseen_frames_are_the_likeliest_tokens_and_q_reads_them_where_asked(
-    make_model: Maker,
-) -> None:
-    model = make_model(scale=3.0, copy_previous=True, reader_width=8)
-    obs, actions, games = inputs()
-    plain = model(obs, actions, games)
-    likeliest = plain.observation_logits.argmax(-1).view(*obs.shape)
-    frames = obs.clone()
-    frames[:, 1:, 0], frames[:, 1:, 1:] = likeliest[:, :-1, 35], likeliest[:, 1:, :35]
-    assert torch.equal(model.foresee(plain, obs), frames) and not torch.equal(frames, obs)
-    read = model(obs, actions, games, foreseen=torch.tensor([False, True])).q_logits
-    torch.testing.assert_close(read[:, 0], plain.q_logits[:, 0])
-    for at in range(1, obs.shape[1]):
-        # A foreseen frame stands behind the true one before it.
-        pair = torch.stack([obs[1, at - 1], frames[1, at]]).unsqueeze(0)
-        expected = model(pair, actions[1:, :2], games[1:]).q_logits[:, 0, 1]
-        torch.testing.assert_close(read[:, 1, at], expected)
-    few = {"world_rows": torch.tensor([1]), "foreseen": torch.tensor([True, True])}
-    torch.testing.assert_close(model(obs, actions, games, **few).q_logits[:, 1], read[:, 1])
-    torch.testing.assert_close(model(obs, actions, games, **few).q_logits[:, 0], read[:, 0])
-
-
-@torch.no_grad()
 def test_the_bell_starts_q_near_zero(make_model: Maker) -> None:
     obs, actions, games = inputs()
     mean = {}
