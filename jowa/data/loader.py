@@ -83,9 +83,7 @@ class Loader(Iterator[Batch]):
         else:
             batch = self._ahead.next_batch()
         self._sampler.step += 1
-        if self._device.type == "cuda":  # the host need not wait for copies of pinned memory
-            batch = batch.pin_memory()
-        return batch.to(self._device, non_blocking=True)
+        return batch.sent_to(self._device)
 
     def __enter__(self) -> Loader:
         return self

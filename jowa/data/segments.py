@@ -64,6 +64,11 @@ class Batch:
         """The same batch in memory that a GPU copies from by itself; what is on one stays there."""
         return Batch(**{n: t if t.is_cuda else t.pin_memory() for n, t in vars(self).items()})
 
+    def sent_to(self, device: torch.device) -> Batch:
+        """The same batch on another device, without waiting for it."""
+        batch = self.pin_memory() if device.type == "cuda" else self
+        return batch.to(device, non_blocking=True)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         moved = {

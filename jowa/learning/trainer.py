@@ -344,5 +344,5 @@ def read(phase: Phase, batches: Loader) -> Batch:
     batch = next(batches)
     if phase.imagination is not None:
         imagined = phase.imagination.batch(number)  # not read ahead: it changes as training goes on
-        batch = Batch.cat([batch, imagined.to(batch.actions.device)])
+        batch = Batch.cat([batch, imagined.sent_to(batch.actions.device)])
     return batch
