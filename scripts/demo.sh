@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare machine with Python to a trained, scored and fine-tuned agent, on real Atari games.
-# Usage: scripts/demo.sh [FOLDER]   (default runs/demo; 15 to 19 minutes on two cores)
+# Usage: scripts/demo.sh [FOLDER]   (default runs/demo; 9 to 19 minutes on two cores)
 # Stopped at any moment, the same command goes on: finished stages are not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
