@@ -111,3 +111,14 @@ def test_all_or_less_than_nothing_cannot_be_held_out(
     said = complaint(command)
     assert f"hold_out is {wrong}" in said and "20" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("verb", ["tokenize", "pretrain"])
+@pytest.mark.parametrize("wrong", ["0", "1.5"])
+def test_a_share_of_the_episodes_that_cannot_be_is_refused(
+    done: Any, tmp_path: Path, complaint: Maker, verb: str, wrong: str
+) -> None:
+    command = done.changed(verb, run=str(tmp_path / "run"), **{"data.share": wrong})
+    said = complaint(command)
+    assert "data.share is" in said and "at most 1" in said
+    assert not (tmp_path / "run").exists()
