@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from jowa.agent import Agent, PlannerConfig
+from jowa.agent import Agent
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
 from jowa.planning.beam import plan
+from jowa.planning.config import PlannerConfig
 
 ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 AgentMaker = Callable[..., Agent]
@@ -180,6 +181,7 @@ def test_an_explanation_is_that_of_the_last_decision(
     [
         {"search": "mcts", "simulations": 6, "choice": "visits", "leaf": "mean"},
         {"stop_at_end": True, "value": "min", "decode": "drafted"},
+        {"rewards": "expected", "reward_weight": 4.0, "caution": 1.0},
         {"horizon": 0},
     ],
 )
@@ -202,6 +204,9 @@ def test_every_search_plays_legally_with_contexts_of_all_lengths_at_once(
         {"search": "best"},
         {"decode": "fast"},
         {"value": "max"},
+        {"rewards": "most"},
+        {"reward_weight": 0.0},
+        {"caution": -1.0},
         {"leaf": "min"},
         {"choice": "first"},
         {"simulations": 0},

@@ -16,7 +16,7 @@ from jowa.envs import FRAME_SIZE
 from jowa.games import Game
 
 if TYPE_CHECKING:
-    from jowa.agent import PlannerConfig
+    from jowa.planning.config import PlannerConfig
 
 
 class AgentBehaviour:
@@ -29,11 +29,12 @@ class AgentBehaviour:
         from jowa.evaluation.planners import planners
         from jowa.learning.checkpoint import find, load
         from jowa.learning.compute import ComputeConfig, resolve
+        from jowa.planning.config import PlannerConfig
 
         # One thread, whatever the number of workers: it bears on how sums are rounded.
         compute = resolve(ComputeConfig(device, "float32", threads=1))
         tokenizer, model = jowa.agent.build(load(find(checkpoint)))
-        planner = planner or jowa.agent.PlannerConfig(beam_width=1, horizon=0)
+        planner = planner or PlannerConfig(beam_width=1, horizon=0)
         ((planner, _),) = planners(planner, model.config, [game])
         # The clock must not choose how frames are decoded, for that bears on rounding too.
         self._agent = jowa.agent.Agent(

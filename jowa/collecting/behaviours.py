@@ -21,8 +21,8 @@ from jowa.errors import UserError
 from jowa.games import Game
 
 if TYPE_CHECKING:  # torch, which most worker processes can do without
-    from jowa.agent import PlannerConfig
     from jowa.collecting.learner import LearnerConfig
+    from jowa.planning.config import PlannerConfig
 
 # What each behaviour is, as a file's `source` names it.
 BEHAVIOURS = {

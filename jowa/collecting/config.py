@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from jowa.agent import PlannerConfig
 from jowa.collecting.learner import LearnerConfig
 from jowa.collecting.search import SearchConfig
+from jowa.planning.config import PlannerConfig
 
 
 @dataclass

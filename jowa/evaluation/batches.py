@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from jowa.agent import Agent, PlannerConfig
+from jowa.agent import Agent
 from jowa.errors import UserError
 from jowa.evaluation.journal import Journal, Journaled, path_of
 from jowa.evaluation.rollout import EpisodeResult, Seat, check, play_seats, seats
@@ -27,6 +27,7 @@ from jowa.learning.compute import Compute
 from jowa.learning.record import machine
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.world_action import WorldActionModel
+from jowa.planning.config import PlannerConfig
 from jowa.progress import progress_bar
 
 Groups = Sequence[tuple[PlannerConfig, Sequence[Game]]]

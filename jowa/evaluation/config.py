@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from jowa.agent import PlannerConfig
 from jowa.learning.compute import ComputeConfig
+from jowa.planning.config import PlannerConfig
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jowa import games as game_facts
-from jowa.agent import PlannerConfig, build, check_dreams, check_pair
+from jowa.agent import build, check_dreams, check_pair
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
@@ -24,6 +24,7 @@ from jowa.evaluation.table import format_table, score_table
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import Checkpoint, versions
+from jowa.planning.config import PlannerConfig
 
 # What settings say of how it went, which is not known beforehand.
 OUTCOME = ("seconds", "seconds_per_1000_decisions", "decisions", "cut_episodes")

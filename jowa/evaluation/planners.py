@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jowa.agent import PlannerConfig
 from jowa.errors import UserError
 from jowa.games import Game
 from jowa.models.world_action import WorldActionConfig
+from jowa.planning.config import PlannerConfig
 
 TUNED_VERSION = 1
 # Seeds from here on are for choosing settings, those below for reporting scores.

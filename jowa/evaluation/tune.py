@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jowa.agent import PlannerConfig, build, check_dreams, check_pair
+from jowa.agent import build, check_dreams, check_pair
 from jowa.errors import UserError
 from jowa.evaluation.batches import Played, Protocol, Work, split
 from jowa.evaluation.config import TuneConfig
@@ -26,6 +26,7 @@ from jowa.files import write_json
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.checkpoint import versions
+from jowa.planning.config import PlannerConfig
 
 RESAMPLES = 2000
 BOOTSTRAP_SEED = 0  # the same scores must give the same choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jowa.agent import Agent, PlannerConfig, build, check_dreams
+from jowa.agent import Agent, build, check_dreams
 from jowa.evaluation.config import WatchConfig
 from jowa.evaluation.evaluate import playable
 from jowa.evaluation.panels import Page
@@ -12,6 +12,7 @@ from jowa.evaluation.planners import planners
 from jowa.evaluation.video import Moment, Picture, record
 from jowa.learning import checkpoint as checkpoints
 from jowa.learning.compute import resolve
+from jowa.planning.config import PlannerConfig
 from jowa.progress import progress_bar
 
 

@@ -79,6 +79,8 @@ def plan(
     lengths: Tensor | None = None,
     stop_at_end: bool = False,
     pessimistic: bool = False,
+    caution: float = 0.0,
+    reward_weight: float | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
     trace: Trace | None = None,
@@ -92,7 +94,12 @@ def plan(
     of all expanded nodes are kept.
 
     `stop_at_end` ends a path's value where the model predicts the episode's end; `pessimistic`
-    takes the least of the ensemble's values instead of their mean; a `generator` draws the
+    takes the least of the ensemble's values instead of their mean; `caution` weighs a cost of every
+    step, what its action's Q falls short of the best one's where it is taken: a Q with a penalty
+    says by that how unlike the data an action is, which the value of an imagined frame does not (0
+    is the published search, much is greedy play); with a `reward_weight` imagined rewards are the
+    expected instead of the likeliest ones, of a model that was trained with rewarded steps counted
+    so many times; a `generator` draws the
     imagined frames, rewards and ends instead of taking the likeliest; `decoder` chooses how frames
     are decoded, which changes results by rounding at most, and remembers what is fast; a `trace`
     is filled with what was considered.
@@ -108,6 +115,8 @@ def plan(
         lengths=lengths,
         stop_at_end=stop_at_end,
         pessimistic=pessimistic,
+        caution=caution,
+        reward_weight=reward_weight,
         generator=generator,
         decoder=decoder,
         trace=trace,
@@ -128,13 +137,15 @@ def imagine(
     lengths: Tensor | None = None,
     stop_at_end: bool = False,
     pessimistic: bool = False,
+    caution: float = 0.0,
+    reward_weight: float | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
     trace: Trace | None = None,
 ) -> Path:
     """The whole path of which `plan`, given the same, returns the first action."""
     check(beam_width, horizon, 1)
-    rules = Rules(beam_width, gamma, stop_at_end)
+    rules = Rules(beam_width, gamma, stop_at_end, caution, reward_weight)
     decoder = decoder or decoder_of(model)
     if generator is None and decoder.static(model.support.device):
         contexts = within(horizon, obs_tokens, actions, lengths)
@@ -151,7 +162,9 @@ def imagine(
     for depth in range(1, horizon + 1):
         action, real = expand(beam, width)
         dream = dream.branch(rows_BN.flatten().repeat_interleave(width), siblings=width)
-        rewards, ends = (x.view(B, -1) for x in dream.step(action.flatten(), generator))
+        rewards, ends = (
+            x.view(B, -1) for x in dream.step(action.flatten(), generator, reward_weight)
+        )
         q = dream.q_values(pessimistic).view(B, -1, NUM_ACTIONS)
         frames = dream.frame.view(B, -1, FRAME_TOKENS)
         beam, level = select(beam, frames, action, real, rewards, ends, q, depth, rules)

@@ -15,7 +15,7 @@ from jowa.models.decoding import Cache, prefill
 from jowa.models.outputs import Tables
 from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Block, Decoder, decoder_of
-from jowa.planning.values import q_values
+from jowa.planning.values import expected_rewards, q_values
 
 
 @dataclass
@@ -110,12 +110,16 @@ class Dream:
         )
 
     def step(
-        self, actions: Tensor, generator: torch.Generator | None = None
+        self,
+        actions: Tensor,
+        generator: torch.Generator | None = None,
+        reward_weight: float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Takes actions (R,) and imagines the next frame, in place.
 
         Returns the predicted rewards (R,) in {-1, 0, 1} and ends (R,) as bool. Without a generator
-        everything is the most likely; with one it is drawn from what the model predicts.
+        everything is the most likely; with one it is drawn from what the model predicts. With a
+        `reward_weight` rewards are the expected ones instead (`values.expected_rewards`).
         """
         model = self.model
         assert self.cache is not None
@@ -128,9 +132,11 @@ class Dream:
         self.cache.filled += BLOCK_TOKENS
         self.position = self.position + BLOCK_TOKENS
         self.before, self.frame, self.hidden = self.frame, frame.tokens, frame.hidden
-        rewards = _pick(model.reward_head(frame.action_hidden), generator) - 1
         ends = _pick(model.end_head(frame.action_hidden), generator)
-        return rewards.float(), ends.bool()
+        logits = model.reward_head(frame.action_hidden)
+        if reward_weight is not None:
+            return expected_rewards(logits, reward_weight), ends.bool()
+        return _pick(logits, generator).float() - 1, ends.bool()
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

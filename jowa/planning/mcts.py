@@ -146,7 +146,11 @@ class Nodes:
         return cls(root, root.cache, frames, pools[:layers], pools[layers:])
 
     def imagine(
-        self, tree: Tree, new: int, generator: torch.Generator | None
+        self,
+        tree: Tree,
+        new: int,
+        generator: torch.Generator | None,
+        reward_weight: float | None,
     ) -> tuple[Dream, Tensor, Tensor]:
         """The frame that node `new` of every tree stands for: a dream at it, rewards, ends."""
         rows, parent = tree.rows, tree.parent[:, new]
@@ -159,7 +163,7 @@ class Nodes:
             position=self.root.position + BLOCK_TOKENS * depth,
         )
         filled = cache.filled
-        rewards, ends = dream.step(tree.action[:, new], generator)
+        rewards, ends = dream.step(tree.action[:, new], generator, reward_weight)
         self.frames[:, new] = dream.frame
         for pools, tails in ((self.keys, cache.tail_keys), (self.values, cache.tail_values)):
             for pool, tail in zip(pools, tails, strict=True):
@@ -207,6 +211,7 @@ def tree_search(
     lengths: Tensor | None = None,
     stop_at_end: bool = False,
     pessimistic: bool = False,
+    reward_weight: float | None = None,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
     trace: Trace | None = None,
@@ -237,7 +242,7 @@ def tree_search(
     note(0, root_q)
     for new in range(1, simulations + 1):
         reached, path = tree.descend(new, horizon)
-        dream, tree.reward[:, new], ends = nodes.imagine(tree, new, generator)
+        dream, tree.reward[:, new], ends = nodes.imagine(tree, new, generator, reward_weight)
         if stop_at_end:
             tree.ended[:, new] = ends
         note(new, dream.q_values(pessimistic))

@@ -65,6 +65,8 @@ class Rules(NamedTuple):
     beam_width: int
     gamma: float
     stop_at_end: bool
+    caution: float = 0.0
+    reward_weight: float | None = None
 
 
 def ranked(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,13 @@ def expand(beam: Beam, width: int) -> tuple[Tensor, Tensor]:
     return actions.flatten(1), real.flatten(1)
 
 
+def shortfall(beam: Beam, actions: Tensor) -> Tensor:
+    """How much less than the best action by Q those of the expanded nodes (B, M) are worth at the
+    kept nodes that they are taken from; infinite at padding, which nothing is made of."""
+    taken = beam.q.gather(2, actions.unflatten(1, (beam.q.shape[1], -1)))
+    return (beam.q.amax(-1, keepdim=True) - taken).flatten(1)
+
+
 def select(
     beam: Beam,
     frames: Tensor,
@@ -107,7 +116,10 @@ def select(
     width, gamma = actions.shape[1] // beam.scores.shape[1], rules.gamma
     ended = beam.ended.repeat_interleave(width, dim=1)
     rewards = rewards.masked_fill(ended, 0.0)
-    returns = beam.returns.repeat_interleave(width, dim=1) + gamma ** (depth - 1) * rewards
+    gained = rewards
+    if rules.caution:
+        gained = gained - rules.caution * shortfall(beam, actions).masked_fill(ended, 0.0)
+    returns = beam.returns.repeat_interleave(width, dim=1) + gamma ** (depth - 1) * gained
     if rules.stop_at_end:
         ended = ended | ends
     best = q.amax(-1).masked_fill(ended, 0.0)

@@ -24,7 +24,7 @@ from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionMode
 from jowa.planning.graphs import Graphs
 from jowa.planning.paths import Beam, Level, Path, best, expand, root, select
 from jowa.planning.static_state import Depth, Nodes, Root, Shape, Work, keep, size_for
-from jowa.planning.values import q_values
+from jowa.planning.values import expected_rewards, q_values
 
 # Passes of fewer rows than this take a GPU no less time.
 LEAST_ROWS = 16
@@ -153,7 +153,12 @@ class Search:
         nodes, B = place.nodes, self.shape.environments
         before = self.beam if depth == 1 else self.depths[depth - 2].beam
         assert before is not None
-        rewards = model.reward_head(place.action_hidden).float().argmax(-1) - 1
+        logits, weight = model.reward_head(place.action_hidden), self.shape.rules.reward_weight
+        rewards = (
+            logits.float().argmax(-1).float() - 1
+            if weight is None
+            else expected_rewards(logits, weight)
+        )
         ends = model.end_head(place.action_hidden).float().argmax(-1)
         games = self.games.repeat_interleave(nodes.actions.shape[1])
         frames = nodes.tokens[:, 1:]
@@ -172,7 +177,7 @@ class Search:
             frames.unflatten(0, (B, -1)),
             nodes.actions,
             nodes.real,
-            rewards.float().view(B, -1),
+            rewards.view(B, -1),
             ends.bool().view(B, -1),
             q.unflatten(0, (B, -1)),
             depth,

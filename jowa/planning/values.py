@@ -1,6 +1,8 @@
-"""What the nodes of a search are worth."""
+"""What the nodes of a search and the steps to them are worth."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -34,3 +36,11 @@ def q_values(
     else:
         values = model.values(logits)[:, 0]
     return values.masked_fill(~model.legal_actions[games], -torch.inf)
+
+
+def expected_rewards(logits: Tensor, weight: float) -> Tensor:
+    """Expected rewards (R,) of the classes' logits (R, 3), trained with rewarded steps counted
+    `weight` times: those are made as likely again as they are."""
+    rewarded = logits.new_tensor([1.0, 0.0, 1.0])
+    probs = (logits.float() - math.log(weight) * rewarded).softmax(-1)
+    return probs[:, 2] - probs[:, 0]

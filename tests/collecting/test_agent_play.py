@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import jowa
-from jowa.agent import PlannerConfig
 from jowa.collecting import playing
 from jowa.collecting.behaviours import Tier, behaviour_of
 from jowa.collecting.collect import collect
@@ -25,6 +24,7 @@ from jowa.games import get
 from jowa.learning.checkpoint import Checkpoint, find, save
 from jowa.models.tokenizers import to_state
 from jowa.planning import decode
+from jowa.planning.config import PlannerConfig
 
 SETTINGS: dict[str, Any] = {
     "transitions": 120,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jowa.agent import Explanation, PlannerConfig
+from jowa.agent import Explanation
 from jowa.evaluation.panels import (
     ACCENT,
     ACCENT_BAR,
@@ -22,6 +22,7 @@ from jowa.evaluation.panels import (
 from jowa.evaluation.video import Moment, Picture
 from jowa.evaluation.watch import in_words
 from jowa.games import GAMES, Game, get
+from jowa.planning.config import PlannerConfig
 from jowa.planning.trace import Future
 
 PONG, BOXING = get("Pong"), get("Boxing")

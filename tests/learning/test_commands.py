@@ -26,6 +26,7 @@ from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.learning.checkpoint import find, load
 from jowa.learning.tokenize import picture_batch
+from jowa.planning.config import PlannerConfig
 
 BASE = {"world_model/observation", "world_model/reward", "world_model/end", "gradient_norm/model"}
 TOKENS = {"tokenizer/reconstruction", "tokenizer/commitment", "tokenizer/foreground_kept"}
@@ -170,7 +171,7 @@ def test_a_baseline_is_trained_played_and_not_planned_with(
         line = complaint(command)
         assert "without a world model" in line and "planner=greedy" in line
     with pytest.raises(UserError, match="planner=greedy"):
-        agent.load(run, planner=agent.PlannerConfig())
+        agent.load(run, planner=PlannerConfig())
     assert agent.load(run).planner.horizon == 0
 
 

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 import jowa
-from jowa.agent import Agent, PlannerConfig
+from jowa.agent import Agent
 from jowa.cli import main
 from jowa.errors import UserError
 from jowa.learning.checkpoint import find, load
 from jowa.learning.released_files import check_sums, load_released, read_released
 from jowa.models.conv_tokenizer import ConvTokenizer, ConvTokenizerConfig
 from jowa.models.released import PRETRAINED_GAMES
+from jowa.planning.config import PlannerConfig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL, TOKENIZER = FIXTURES / "JOWA_tiny.pt", FIXTURES / "tokenizer.pt"

@@ -33,11 +33,21 @@ class Node:
 
 @dataclass
 class SlowWorld:
-    """Search written for clarity; `stop_at_end` and `pessimistic` as in `jowa.plan`."""
+    """Search written for clarity; options as of `jowa.plan`."""
 
     model: WorldActionModel
     stop_at_end: bool = False
     pessimistic: bool = False
+    caution: float = 0.0
+    reward_weight: float | None = None
+
+    def reward(self, logits: Tensor) -> float:
+        """Of one step, from its classes' logits (3,)."""
+        if self.reward_weight is None:
+            return float(logits.argmax()) - 1
+        less, none, more = (float(p) for p in logits.softmax(-1))
+        less, more = less / self.reward_weight, more / self.reward_weight
+        return (more - less) / (less + none + more)
 
     def values(self, nodes: list[Node]) -> list[dict[int, float]]:
         """Q of every legal action at the last frames; all nodes have as many frames."""
@@ -72,7 +82,7 @@ class SlowWorld:
             margins = torch.minimum(margins, _gap(logits))
         after = []
         for i, node in enumerate(nodes):
-            reward = 0.0 if node.ended else float(rewards[i].argmax()) - 1
+            reward = 0.0 if node.ended else self.reward(rewards[i])
             ended = node.ended or (self.stop_at_end and bool(ends[i].argmax()))
             after.append(
                 Node(
@@ -97,14 +107,19 @@ class SlowWorld:
             return best, _boundary([values[a] for a in ranked], 1)
         beam, q, margin = [root], [values], float("inf")
         for depth in range(horizon):
-            parents, chosen = [], []
+            parents, chosen, costs = [], [], []
             for node, values in zip(beam, q, strict=True):
                 ranked = sorted(values, key=lambda a: -values[a])
                 margin = min(margin, _boundary([values[a] for a in ranked], width))
                 for action in ranked[: 1 if node.ended else width]:
                     parents.append(node)
                     chosen.append(action)
-            children = self.step(parents, chosen, gamma, depth)
+                    worse = 0.0 if node.ended else values[ranked[0]] - values[action]
+                    costs.append(gamma**depth * self.caution * worse)
+            children = [
+                replace(child, gained=child.gained - cost)
+                for child, cost in zip(self.step(parents, chosen, gamma, depth), costs, strict=True)
+            ]
             margin = min([margin] + [child.margin for child in children])
             q = self.values(children)
             children = [

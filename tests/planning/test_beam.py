@@ -157,6 +157,17 @@ def test_the_least_of_the_ensemble_is_never_above_its_mean(
     assert (least < mean - 1e-3).all()
 
 
+def test_with_much_caution_a_search_acts_greedily(make_model: Maker, contexts: Contexts) -> None:
+    frames, actions, games = contexts
+    differ = 0
+    for seed in range(4):
+        args = (make_model(seed=seed, scale=6.0), frames[:, :2], actions[:, :1], games)
+        greedy = plan(*args, 1, 0).actions
+        assert plan(*args, 3, 2, caution=1e5).actions.tolist() == greedy.tolist()
+        differ += int((plan(*args, 3, 2).actions != greedy).sum())
+    assert differ > 2
+
+
 def test_a_game_without_a_legal_action_is_refused(make_model: Maker, contexts: Contexts) -> None:
     frames, actions, games = contexts
     model = make_model()

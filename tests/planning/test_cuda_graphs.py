@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from jowa.agent import Agent, PlannerConfig, for_inference
+from jowa.agent import Agent, for_inference
 from jowa.models.patch_tokenizer import PatchTokenizer, PatchTokenizerConfig
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
 from jowa.planning import static
 from jowa.planning.beam import plan
+from jowa.planning.config import PlannerConfig
 from jowa.planning.decode import Decoder
 from jowa.planning.paths import Plan
 

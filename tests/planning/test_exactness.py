@@ -47,6 +47,14 @@ class Case:
     pessimistic: bool
     seed: int
 
+    @property
+    def caution(self) -> float:
+        return 1.5 if self.seed % 3 == 0 else 0.0
+
+    @property
+    def reward_weight(self) -> float | None:
+        return 3.0 if self.seed % 2 == 0 else None
+
     def contexts(self) -> tuple[Tensor, Tensor]:
         """Frames (B, T, 36) of which much stays as it was and something moves, and actions."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -127,6 +135,8 @@ def search(model: WorldActionModel, case: Case, mode: str) -> Plan:
         lengths=torch.tensor(case.lengths),
         stop_at_end=case.stop_at_end,
         pessimistic=case.pessimistic,
+        caution=case.caution,
+        reward_weight=case.reward_weight,
         decoder=Decoder(mode),
     )
 
@@ -151,7 +161,7 @@ def test_plans_equal_a_plain_search(
     T = frames.shape[1]
     exact = models[case.weights].double()
     results = [("float64", 1e-6, search(exact, case, mode)) for mode in WAYS]
-    world = slow_world(exact, case.stop_at_end, case.pessimistic)
+    world = slow_world(exact, case.stop_at_end, case.pessimistic, case.caution, case.reward_weight)
     expected = []
     for b, game in enumerate(case.games):
         start = T - min(case.lengths[b], 8 - case.horizon)
