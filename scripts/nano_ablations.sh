@@ -24,15 +24,32 @@ try() { # try NAME OPTION...: trains and plays
     play "$name" "$runs/$name" planner=greedy
 }
 
-search() { # search NAME RUN OPTION...: plays an agent of these with a plan
-    play "$1" "$runs/$2" "${@:3}"
+ablation() { # ablation NAME OPTION...
+    beside "$1" try "$@"
 }
 
 ablation() { # ablation NAME OPTION...
     beside "$1" try "$@"
 }
 
-# Q reads frames by itself, so that what concerns Q alone is compared without a world model.
+world() { # world NAME OPTION...: trains the world model alone
+    beside "$1" stage "ablation $1 $seed" jowa pretrain "$recipe" run="$runs/$1" seed="$seed" \
+        data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=5000 \
+        stage2.losses.q=0 "${@:2}"
+}
+
+foresight() {
+    local names=(whole no_code_vectors no_copying no_reward_weight)
+    .venv/bin/python scripts/foresight.py "${names[@]/#/$runs/}" --root "$out/data" \
+        --out "$out/ablation_scores/foresight_$seed.json"
+}
+
+search() { # search NAME OPTION...: plays the agent of scripts/nano_multigame.sh by a plan
+    beside "$1" play "$1" "$out/seed_$seed/pretrain" episodes=5 envs_per_game=5 "${@:2}"
+}
+
+# Q reads frames by itself, so that what concerns Q alone is compared without a world model, and what
+# concerns the world model without Q.
 ablation cloning objective=cloning
 for weight in 1 3; do
     ablation "cql_$weight" objective=no_world_model stage2.losses.cql_weight="$weight"
@@ -42,23 +59,26 @@ ablation no_bell objective=no_world_model model.bell_start=0
 ablation no_temperature objective=no_world_model stage2.losses.cql_temperature=1.0
 ablation one_step objective=no_world_model stage2.losses.n_step=1
 ablation no_reward_sampling objective=no_world_model stage2.reward_fraction=0
+ablation data_40 objective=no_world_model data.share=0.4
+ablation double_width objective=no_world_model model.q_width=384 model.reader_width=512
 ablation whole
-ablation no_reader model.reader_width=0
-ablation no_code_vectors model.codebook_width=0
-ablation no_copying model.copy_previous=false
-ablation no_reward_weight stage2.losses.reward_weight=1.0
-ablation data_40 data.share=0.4
-ablation double_width model.transformer.width=256 model.transformer.heads=4 model.q_width=384 \
-    model.reader_width=512
+world no_code_vectors model.codebook_width=0
+world no_copying model.copy_previous=false
+world no_reward_weight stage2.losses.reward_weight=1.0
 together
+stage "foresight $seed" foresight
+search no_plan planner=greedy
+search epsilon_0.01 planner=greedy epsilon=0.01
 for width in 2 4; do
     for horizon in 1 2; do
-        beside "W${width}_H$horizon" search "W${width}_H$horizon" whole planner=beam \
-            planner.beam_width="$width" planner.horizon="$horizon"
+        search "W${width}_H$horizon" planner=beam planner.beam_width="$width" \
+            planner.horizon="$horizon"
     done
 done
-beside double_width_planned search double_width_planned double_width planner=beam
-beside mcts search mcts whole planner=mcts
-beside epsilon search epsilon_0.01 whole planner=greedy epsilon=0.01
+search published planner=beam planner.horizon=1 planner.rewards=likeliest planner.caution=0
+search no_caution planner=beam planner.horizon=1 planner.caution=0
+search likeliest_rewards planner=beam planner.horizon=1 planner.rewards=likeliest
+search mcts planner=mcts planner.horizon=1 planner.simulations=8 planner.temperature=0.1 \
+    planner.choice=visits
 together
 echo "Scores: $out/ablation_scores/"
