@@ -61,7 +61,9 @@ done
 together
 for seed in $seeds; do
     run=$out/seed_$seed
-    beside "greedy_$seed" play "greedy/$seed" "$run/pretrain" planner=greedy
+    baselines=false # which one plays
+    [ "$seed" != "${seeds%% *}" ] || baselines=true
+    beside "greedy_$seed" play "greedy/$seed" "$run/pretrain" planner=greedy baselines="$baselines"
     beside "cloning_played_$seed" play "cloning/$seed" "$run/cloning" planner=greedy
     beside "few_shot_$seed" few_shot "$seed" fine-tuned
     beside "scratch_$seed" few_shot "$seed" from-scratch from_scratch=true

@@ -193,6 +193,7 @@ class ProbeConfig:
     steps              training steps of `batch_size` transitions
     sample             play actions by their probability instead of the most probable one
     episodes           of the clone and of the baselines, for each game
+    baselines          also play randomly and with every constant action
     max_frames         cap on an episode in emulator frames; 108000 is the protocol's
     label, out         the scores file to add the clone's scores to, under this label; null adds
                        them to none
@@ -207,6 +208,7 @@ class ProbeConfig:
     learning_rate: float = 5e-4
     sample: bool = False
     episodes: int = 10
+    baselines: bool = True
     max_frames: int = 18_000
     seed: int = 0
     label: str = "pixel clone"

@@ -36,7 +36,7 @@ class Probed:
     tiers: tuple[str, ...]
     prediction: Prediction
     scores: GameScores
-    baselines: GameBaselines
+    baselines: GameBaselines | None
     data_mean: float | None
     seconds: float
 
@@ -94,9 +94,9 @@ def probe(config: ProbeConfig) -> dict[str, Probed]:
         for path in paths:
             with EpisodeFile(path) as file:
                 results[file.game.name] = _probe(file, config, compute.device, bar.update)
+            if config.out is not None:
+                _keep(results, config, Path(config.out))
     print(describe(results))
-    if config.out is not None:
-        _keep(results, config, Path(config.out))
     return results
 
 
@@ -134,7 +134,7 @@ def _probe(
         tuple(tiers),
         predict(clone, data, len(game.actions), device),
         scores,
-        baseline_scores(game, **_protocol(config)),
+        baseline_scores(game, **_protocol(config)) if config.baselines else None,
         float(np.mean(known)) if known else None,
         time.perf_counter() - started,
     )
@@ -175,11 +175,12 @@ def describe(results: dict[str, Probed]) -> str:
     ]
     for name, result in results.items():
         p = result.prediction
+        baselines = result.baselines
         scores = [
             result.scores.mean,
             result.data_mean,
-            result.baselines.constant.mean,
-            result.baselines.random.mean,
+            None if baselines is None else baselines.constant.mean,
+            None if baselines is None else baselines.random.mean,
         ]
         lines.append(
             _COLUMNS.format(
@@ -217,6 +218,7 @@ def _keep(results: dict[str, Probed], config: ProbeConfig, out: Path) -> None:
     others = [e for e in scores.evaluations if e.label != config.label]
     scores.evaluations = [*others, evaluation]
     for name, result in results.items():
-        scores.baselines.setdefault(name, result.baselines)
+        if result.baselines is not None:
+            scores.baselines.setdefault(name, result.baselines)
         scores.data_means.setdefault(name, result.data_mean)
     scores.save(out)

@@ -99,3 +99,7 @@ def test_the_command_scores_a_clone_beside_trivial_players(
     ]
     assert predicted[0] == predicted[1]
     assert again.evaluations[0].games == evaluation.games
+    alone = tmp_path / "alone.json"
+    assert main([*command[:-2], f"out={alone}", "compute.threads=1", "baselines=false"]) == 0
+    assert ScoreFile.load(alone).evaluations[0].games == evaluation.games
+    assert not ScoreFile.load(alone).baselines
