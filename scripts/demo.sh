@@ -54,7 +54,7 @@ next jowa tokenize experiment=demo run="$out/tokenizer" data.root="$data"
 next jowa pretrain experiment=demo run="$pretrained" tokenizer_from="$out/tokenizer" \
     data.root="$data"
 next evaluate "greedy" "$pretrained" planner=greedy
-next evaluate "planned" "$pretrained" planner=beam planner.horizon=1
+next evaluate "planned" "$pretrained" planner=cautious
 next jowa finetune experiment=demo run="$out/finetune" checkpoint="$pretrained" root="$data"
 next jowa finetune experiment=demo run="$out/scratch" checkpoint="$pretrained" root="$data" \
     from_scratch=true

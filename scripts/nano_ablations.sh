@@ -71,14 +71,14 @@ search no_plan planner=greedy
 search epsilon_0.01 planner=greedy epsilon=0.01
 for width in 2 4; do
     for horizon in 1 2; do
-        search "W${width}_H$horizon" planner=beam planner.beam_width="$width" \
+        search "W${width}_H$horizon" planner=cautious planner.beam_width="$width" \
             planner.horizon="$horizon"
     done
 done
-search published planner=beam planner.horizon=1 planner.rewards=likeliest planner.caution=0
-search no_caution planner=beam planner.horizon=1 planner.caution=0
-search likeliest_rewards planner=beam planner.horizon=1 planner.rewards=likeliest
+search published planner=beam planner.horizon=1
+search no_caution planner=cautious planner.caution=0
+search likeliest_rewards planner=cautious planner.rewards=likeliest
 search mcts planner=mcts planner.horizon=1 planner.simulations=8 planner.temperature=0.1 \
-    planner.choice=visits
+    planner.choice=visits planner.rewards=expected planner.reward_weight=4
 together
 echo "Scores: $out/ablation_scores/"

@@ -72,8 +72,8 @@ for seed in $seeds; do
     beside "scratch_cloned_$seed" few_shot "$seed" from-scratch-cloning from_scratch=true \
         training.losses.q=0 training.losses.cloning=1
     # A plan takes ten times as long: seven episodes of each seed are 21.
-    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=beam planner.horizon=1 \
-        episodes=7 envs_per_game=7
+    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=cautious episodes=7 \
+        envs_per_game=7
 done
 together
 runs=() scores=()
