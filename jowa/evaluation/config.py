@@ -46,7 +46,7 @@ class EvaluateConfig:
     games              what to play; empty is every game the checkpoint was trained on
     label              name of this evaluation in tables; NAME/0, NAME/1, ... are seeds of one agent
     out                the scores file; evaluations of other labels in it are kept
-    planner            greedy, beam or mcts, with beam_width, horizon, context and more
+    planner            greedy, beam, cautious or mcts, with beam_width, horizon, context and more
     tuned              a file of `jowa tune`, which then says all of the planner; null: none
     episodes           for each game; 16 is the protocol's
     envs_per_game      environments at once for each game
@@ -136,7 +136,7 @@ class WatchConfig:
                        where nothing lies at that path, an agent of that name that comes with jowa
     game               what to play
     out                the film, *.mp4
-    planner            greedy, beam or mcts, with beam_width, horizon, context and more
+    planner            greedy, beam, cautious or mcts, with beam_width, horizon, context and more
     max_steps          longest length in agent steps (15 a second)
     epsilon            probability of a random action
     """

@@ -57,7 +57,8 @@ MAX_POINTS = 150
 
 @dataclass
 class Curve:
-    """A training log: for every metric its steps and values, and where each phase starts.
+    """A training log: for every metric its steps and values, where each phase starts, and the
+    seconds of training by step.
 
     Steps run on through the phases, whose own counts may start again from 0.
     """
@@ -65,6 +66,12 @@ class Curve:
     label: str
     metrics: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     phases: list[tuple[str, float]] = field(default_factory=list)
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+
+    def minutes(self, steps: np.ndarray) -> np.ndarray:
+        """Of training up to each of the steps."""
+        known = np.array(self.seconds)
+        return np.asarray(np.interp(steps, known[:, 0], known[:, 1]) / 60)
 
 
 def read_curve(label: str, path: str | Path) -> Curve:
@@ -100,36 +107,47 @@ def read_curve(label: str, path: str | Path) -> Curve:
 
 def _add(curve: Curve, entry: dict[str, object], step: float) -> None:
     for key, value in entry.items():
-        if key in ("step", "phase", "seconds") or isinstance(value, bool):
+        if key in ("step", "phase") or isinstance(value, bool):
             continue
         if isinstance(value, int | float) and np.isfinite(value):
-            points = curve.metrics.setdefault(key, [])
+            points = curve.seconds if key == "seconds" else curve.metrics.setdefault(key, [])
             while points and points[-1][0] >= step:
                 points.pop()
             points.append((step, float(value)))
 
 
 def plot_metric(metric: str, curves: Sequence[Curve]) -> Figure:
-    """One panel: the metric of every curve over steps, dashed on held-out episodes where it was
-    measured there, with a line where a phase begins."""
+    """The metric of every curve over steps, dashed on held-out episodes where it was measured
+    there, with a line where a phase begins; beside it the same over minutes of training, if the
+    logs tell them."""
+    timed = any(curve.seconds for curve in curves)
     with mpl.rc_context(STYLE):
-        figure, axes = panel(3.7, 2.3)
-        drawn = []
+        figure, axes = panel(7.4 if timed else 3.7, 2.3, columns=2 if timed else 1)
+        drawn = [curve for curve in curves if metric in curve.metrics]
         for colour, curve in zip(cycle(len(curves)), curves, strict=True):
             for name, line in ((metric, "-"), (f"validation/{metric}", "--")):
                 if name in curve.metrics:
                     steps, values = _thin(np.array(curve.metrics[name]))
-                    axes.plot(steps, values, line, color=COLOURS[colour], linewidth=1.5)
-            if metric in curve.metrics:
-                drawn.append(curve)
-        _mark_phases(axes, drawn)
-        axes.set_title(metric)
-        axes.set_xlabel("step")
-        axes.grid(axis="y", linewidth=0.7)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: short(value))
+                    style: dict[str, Any] = {
+                        "linestyle": line,
+                        "color": COLOURS[colour],
+                        "linewidth": 1.5,
+                    }
+                    axes[0].plot(steps, values, **style)
+                    if curve.seconds:
+                        axes[1].plot(curve.minutes(steps), values, **style)
+        _mark_phases(axes[0], drawn)
+        axes[0].set_title(metric)
+        axes[0].set_xlabel("step")
+        axes[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if timed:
+            axes[1].set_xlabel("minutes of training")
+            axes[1].xaxis.set_major_locator(MaxNLocator(5))
+        for side in axes:
+            side.grid(axis="y", linewidth=0.7)
+            side.yaxis.set_major_locator(MaxNLocator(5))
+            for axis in (side.xaxis, side.yaxis):
+                axis.set_major_formatter(lambda value, _: short(value))
         return figure
 
 
@@ -178,12 +196,13 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def panel(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of this size in inches, transparent."""
+def panel(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of this size in inches, transparent, and its panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
+    axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for side in axes:
+        side.patch.set_alpha(0)
     return figure, axes
 
 

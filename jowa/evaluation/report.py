@@ -199,7 +199,11 @@ def _curve_plots(report: ReportInput) -> list[_Plot]:
     curves = [read_curve(label, path) for label, path in report.curves]
     known = list(dict.fromkeys(metric for curve in curves for metric in curve.metrics))
     wanted = [metric for metric in report.metrics if metric in known] if report.metrics else known
-    return [_Plot(f"Learning curve of {metric}", plot_metric(metric, curves)) for metric in wanted]
+    figures = {metric: plot_metric(metric, curves) for metric in wanted}
+    return [
+        _Plot(f"Learning curve of {metric}", figure, wide=len(figure.axes) > 1)
+        for metric, figure in figures.items()
+    ]
 
 
 def _data_url(path: Path, kind: str) -> str | None:

@@ -106,7 +106,7 @@ def plot_profiles(profiles: Sequence[Profile], colour: Mapping[str, str]) -> Fig
     """One panel: the share of games above every human-normalised score, with 95% bands."""
     with mpl.rc_context(STYLE):
         rows = (len(profiles) + 1) // 2  # of the legend
-        figure, axes = panel(WIDE, 3.0 + 0.2 * rows)
+        figure, (axes,) = panel(WIDE, 3.0 + 0.2 * rows)
         used: dict[str, int] = {}
         for found in profiles:
             name = colour.get(found.label, REFERENCE)
@@ -139,7 +139,7 @@ def _short(value: float, _: float) -> str:
 
 def _rows(title: str, bars: Sequence[Bar], width: float = NARROW) -> tuple[Figure, Axes]:
     """A panel with a named row for every bar, the first on top."""
-    figure, axes = panel(width, 0.75 + 0.27 * len(bars))
+    figure, (axes,) = panel(width, 0.75 + 0.27 * len(bars))
     axes.set_yticks(range(len(bars)), [_clip(bar.label) for bar in bars])
     axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
     axes.set_ylim(len(bars) - 0.4, -0.6)

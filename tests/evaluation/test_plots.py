@@ -50,3 +50,13 @@ def test_held_out_episodes_are_drawn_dashed_beside_what_was_learned_from():
     assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
     assert first.get_color() == second.get_color()
     assert second.get_xydata().tolist() == [[9.0, 2.0]]
+
+
+def test_what_was_learned_is_drawn_over_updates_and_over_time(tmp_path, write_log):
+    entries = [{"step": s, "phase": "a", "seconds": 6.0 * s, "loss": float(s)} for s in (0, 10, 20)]
+    # Stopped and gone on from step 10, more slowly.
+    entries += [{"step": 20, "phase": "a", "seconds": 120.0, "loss": 21.0}]
+    figure = plot_metric("loss", [read_curve("x", write_log(tmp_path / "log.jsonl", entries))])
+    steps, minutes = (axes.lines[0].get_xydata().tolist() for axes in figure.axes)
+    assert steps == [[0, 0], [10, 10], [20, 21]]
+    assert minutes == [[0, 0], [1, 10], [2, 21]]
