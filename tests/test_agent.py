@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jowa.agent import Agent
+from jowa.cli import composed
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
@@ -217,3 +219,10 @@ def test_every_search_plays_legally_with_contexts_of_all_lengths_at_once(
 def test_planner_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         PlannerConfig(**wrong).validate()
+
+
+def test_the_cautious_planner_is_one_that_says_what_it_does() -> None:
+    settings = composed("evaluate", ["checkpoint=runs/x", "planner=cautious"])
+    planner = OmegaConf.to_object(settings).planner
+    planner.validate()
+    assert planner.options == {"rewards": "expected", "reward_weight": 4.0, "caution": 3.0}
