@@ -39,7 +39,7 @@ world() { # world NAME OPTION...: trains the world model alone
 }
 
 foresight() {
-    local names=(whole no_code_vectors no_copying no_reward_weight)
+    local names=(whole world_alone no_code_vectors no_copying no_reward_weight)
     .venv/bin/python scripts/foresight.py "${names[@]/#/$runs/}" --root "$out/data" \
         --out "$out/ablation_scores/foresight_$seed.json"
 }
@@ -62,6 +62,7 @@ ablation no_reward_sampling objective=no_world_model stage2.reward_fraction=0
 ablation data_40 objective=no_world_model data.share=0.4
 ablation double_width objective=no_world_model model.q_width=384 model.reader_width=512
 ablation whole
+world world_alone
 world no_code_vectors model.codebook_width=0
 world no_copying model.copy_previous=false
 world no_reward_weight stage2.losses.reward_weight=1.0
