@@ -20,7 +20,10 @@ class LossConfig:
     penalty is "cql", "combo" (the value of the actions taken is raised on real data only, not on
     imagined steps) or "none"; rem mixes the Q ensemble by random weights, new at every step,
     instead of averaging it; detach_q keeps all that is read from the Q head out of the backbone.
-    world_one_in > 1, n_step > 1, cql_temperature != 1 and reward_weight != 1 are not part of the
+    reward weighs the loss of rewards beside those of tokens and ends, and reward_weight, in it, the
+    steps that have one: much of both and a small world model spends itself on rewards that
+    nothing foretells.
+    world_one_in > 1, n_step > 1, cql_temperature, reward and reward_weight != 1 are not part of the
     published algorithm; they are meant for small scale.
     """
 
@@ -36,6 +39,7 @@ class LossConfig:
     penalty: str = "cql"
     cql_weight: float = 0.1
     cql_temperature: float = 1.0
+    reward: float = 1.0
     reward_weight: float = 1.0
 
     @property

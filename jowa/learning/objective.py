@@ -200,7 +200,7 @@ class Objective(nn.Module):
             with torch.no_grad():
                 predicted = model.predict_tokens(output.predicting, output.hints).argmax(-1)
             metrics |= world_model_accuracy(predicted, output.reward_logits, tokens, batch)
-        return observation + reward + end, metrics
+        return observation + self.config.reward * reward + end, metrics
 
     def _q(
         self,

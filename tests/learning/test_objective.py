@@ -139,8 +139,9 @@ def test_padding_content_changes_neither_loss_nor_gradients(
 def test_terms_add_up_to_the_total(
     make_batch: Callable[..., Batch], make_tokenizer: TokenizerMaker, make_model: ModelMaker
 ) -> None:
-    total, m, _ = Objective(make_tokenizer(), make_model(), STAGE2).eval()(make_batch([8, 4]))
-    world = m["world_model/observation"] + m["world_model/reward"] + m["world_model/end"]
+    losses = dataclasses.replace(STAGE2, reward=0.25)
+    total, m, _ = Objective(make_tokenizer(), make_model(), losses).eval()(make_batch([8, 4]))
+    world = m["world_model/observation"] + 0.25 * m["world_model/reward"] + m["world_model/end"]
     torch.testing.assert_close(total, 0.1 * world + m["q/td"] + m["q/cql"])
     torch.testing.assert_close(m["q/cql"], 0.1 * (m["q/soft_maximum"] - m["q/data_actions"]))
 
