@@ -23,6 +23,11 @@ _OUT = 9  # the last grid's cells, each way
 _SCALE = 4.0  # pictures lie in [-1, 1], most pixels near 0
 
 
+def scaled(pictures: Tensor) -> Tensor:
+    """Pictures (C, 196) of the codes in the scale in which they are read."""
+    return pictures * _SCALE
+
+
 class FrameReader(nn.Module):
     """A frame and the one before to a vector: 8x8 convolutions of stride 4, 4x4 ones of stride 2,
     and an MLP of `hidden` units (the convolutions of DQN at half its width).
@@ -55,20 +60,21 @@ class FrameReader(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def cells(self, frame: Tensor, pictures: Tensor) -> Tensor:
-        """(N, 16, 21, 21): cells of 4x4 pixels of frames, (N, 36) positions in `pictures`."""
-        shown = F.embedding(frame, pictures * _SCALE).flatten(1)
+        """(N, 16, 21, 21): cells of 4x4 pixels of frames, (N, 36) places in scaled `pictures`."""
+        shown = F.embedding(frame, pictures).flatten(1)
         side = FRAME_SIZE // _STRIDES[0]
         return shown.index_select(1, self.order).view(len(frame), -1, side, side)
 
     def read(self, frame: Tensor, before: Tensor, pictures: Tensor) -> Tensor:
-        """(N, D) from frames and those before them, (N, 36) positions in `pictures` (C, 196)."""
+        """(N, D) from frames and those before them, (N, 36) places in scaled `pictures`."""
         cells = (self.cells(tokens, pictures) for tokens in (frame, before))
         return cast(Tensor, self(*cells))
 
     def read_all(self, obs_tokens: Tensor, pictures: Tensor) -> Tensor:
-        """(B, L, D) from every frame of (B, L, 36); nothing is before the first of each row."""
+        """(B, L, D) from every frame of (B, L, 36), positions in `pictures` as they are; nothing is
+        before the first of each row."""
         B, L, _ = obs_tokens.shape
-        newest = self.cells(obs_tokens.flatten(0, 1), pictures)
+        newest = self.cells(obs_tokens.flatten(0, 1), scaled(pictures))
         before = newest.unflatten(0, (B, L))[:, :-1]
         before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
         return cast(Tensor, self(newest, before)).unflatten(0, (B, L))

@@ -34,4 +34,4 @@ class Tables(NamedTuple):
 
     observation: Tensor  # (V + 1, D), last row zeros: the place is not an observation's
     hint: Tensor | None  # (V + 1, D), last row: there is no previous frame
-    pictures: Tensor | None  # (V + 1, 196), what each code looks like, and a row of zeros
+    pictures: Tensor | None  # (V + 1, 196), the codes' scaled pictures and zeros

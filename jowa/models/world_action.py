@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jowa.games import LEGAL_ACTIONS, NUM_ACTIONS, NUM_GAMES
-from jowa.models.frame_reader import FrameReader
+from jowa.models.frame_reader import FrameReader, scaled
 from jowa.models.heads import QEnsemble, classifier
 from jowa.models.outputs import Output, Tables
 from jowa.models.patch_tokenizer import PATCH_PIXELS
@@ -165,7 +165,7 @@ class WorldActionModel(nn.Module):
             if self.config.codebook_width:
                 hint = hint + F.pad(self.hint_projection(self.codebook).float(), (0, 0, 0, 1))
         if self.has_reader:
-            pictures = F.pad(self.pictures, (0, 0, 0, 1))
+            pictures = F.pad(scaled(self.pictures), (0, 0, 0, 1))
         return Tables(F.pad(observation, (0, 0, 0, 1)), hint, pictures)
 
     def previous_frames(self, obs_tokens: Tensor) -> Tensor:

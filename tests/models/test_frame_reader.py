@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
-from jowa.models.frame_reader import FrameReader
+from jowa.models.frame_reader import FrameReader, scaled
 
 Maker = Callable[..., Any]
 
@@ -38,7 +38,7 @@ def test_it_is_a_plain_convolutional_network_of_the_decoded_frames(
     tokenizer.codes.normal_()
     tokens = torch.randint(0, tokenizer.vocabulary, (2, 6, 36))
     pictures = tokenizer.code_pictures()
-    ours = reader(*(reader.cells(part, pictures) for part in tokens))
+    ours = reader(*(reader.cells(part, scaled(pictures)) for part in tokens))
 
     # The decoder's pictures may leave the range of grey levels, which `decode` does not.
     residual = tokenizer.decoder(tokenizer.codes)
