@@ -67,8 +67,9 @@ def make_model() -> ModelMaker:
         seed: int = 0, scale: float = 1.0, dropout: float = 0.1, **options: Any
     ) -> WorldActionModel:
         torch.manual_seed(seed)
+        width, attention = options.pop("width", 16), options.pop("attention", "sdpa")
         sizes = TransformerConfig(
-            layers=2, heads=2, width=16, dropout=dropout, attention=options.pop("attention", "sdpa")
+            layers=2, heads=2, width=width, dropout=dropout, attention=attention
         )
         options = {"vocabulary": VOCABULARY, "q_width": 16, "q_members": 2, "atoms": 11} | options
         model = WorldActionModel(WorldActionConfig(sizes, **options))

@@ -139,7 +139,7 @@ def planner_settings(
 
 def decoding(planner: PlannerConfig) -> str:
     """How imagined frames are decoded where nothing may be chosen by timing."""
-    return "plain" if planner.decode == "plain" else "drafted"
+    return planner.decode if planner.decode in ("native", "plain") else "drafted"
 
 
 def _labelled(scores: ScoreFile, label: str) -> Evaluation | None:

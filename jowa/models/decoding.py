@@ -137,14 +137,20 @@ def prefill(
         x_BPD = x_BPD + block.mlp(block.ln2(x_BPD))
         keys.append(key.view(H, B, P, d))
         values.append(value.view(H, B, P, d))
+    return cache_of(keys, values, last, capacity), transformer.ln_f(x_BPD)[:, 0]
+
+
+def cache_of(keys: list[Tensor], values: list[Tensor], last: Tensor, capacity: int) -> Cache:
+    """The cache of one row an environment of a prefix (H, B, P, d) a layer, as of `prefill`."""
+    H, B, P, d = keys[0].shape
+    real = torch.arange(P, device=last.device) <= last.unsqueeze(1)
     padded = bool((last < P - 1).any()) if last.device.type == "cpu" else True
     prefix_mask = padding_mask(real.unsqueeze(1), keys[0].dtype) if padded else None
     tails = [keys[0].new_empty(H, B, capacity, d) for _ in range(2 * len(keys))]
     causal = padding_mask(
         torch.ones(capacity, capacity, dtype=torch.bool, device=last.device).tril(), keys[0].dtype
     )
-    cache = Cache(keys, values, prefix_mask, tails[: len(keys)], tails[len(keys) :], causal)
-    return cache, transformer.ln_f(x_BPD)[:, 0]
+    return Cache(keys, values, prefix_mask, tails[: len(keys)], tails[len(keys) :], causal)
 
 
 def extend(transformer: Transformer, x_TD: Tensor, cache: Cache, window: Window) -> Tensor:

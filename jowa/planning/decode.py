@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jowa.errors import UserError
-from jowa.models.decoding import Cache, Window, extend
+from jowa.models.decoding import Cache, Window, extend, prefill
 from jowa.models.outputs import Tables
 from jowa.models.world_action import BLOCK_TOKENS, FRAME_TOKENS, WorldActionModel
+from jowa.planning.native import Native, takes
 from jowa.planning.searches import Searches
 from jowa.planning.static_state import Work
 
 Integers = NDArray[np.int64]
-MODES = ("auto", "drafted", "plain", "static")
+MODES = ("auto", "drafted", "native", "plain", "static")
 TRIALS = 3  # timed frames of each decode before `auto` settles on one
 
 
@@ -220,8 +221,10 @@ class Decoder:
     to. Tokens do not depend on it, but for rounding where logits tie: who needs the same bits in
     every run says `timed=False`, and siblings go one pass later without trying.
 
-    With mode static, which auto is on a GPU, a beam search takes `searches` instead; what those do
-    not do (tree search, samples) is decoded as if that were not so.
+    With mode static, which auto is on a GPU, a beam search takes `searches` instead; with mode
+    native contexts are read and frames decoded by compiled code. What those do not do (static: tree
+    search; both: samples; native: other devices and precisions than float32 on a CPU, heads that
+    are no multiple of 32 wide) is done as if that were not so.
     """
 
     mode: str = "auto"
@@ -230,6 +233,7 @@ class Decoder:
     _seconds: dict[tuple[object, ...], dict[int, list[float]]] = field(default_factory=dict)
     _tables: tuple[tuple[object, ...], Tables] | None = None
     searches: Searches = field(default_factory=Searches)
+    native: Native = field(default_factory=Native)
 
     def static(self, device: torch.device) -> bool:
         """Whether beam searches are static on a device."""
@@ -259,8 +263,18 @@ class Decoder:
         if self.mode not in MODES:
             raise UserError(f"decode is {self.mode!r}: use one of {', '.join(MODES)}.")
 
+    def prefill(
+        self, model: WorldActionModel, x_BPD: Tensor, last: Tensor, capacity: int
+    ) -> tuple[Cache, Tensor]:
+        """As of `decoding.prefill`."""
+        if self.mode == "native" and takes(model):
+            return self.native.prefill(model, x_BPD, last, capacity)
+        return prefill(model.transformer, x_BPD, last, capacity)
+
     def __call__(self, block: Block) -> Frame:
         self.work.frames += block.rows
+        if self.mode == "native" and block.noise is None and takes(block.model):
+            return self._native(block)
         # A way is the number of siblings of which the first goes ahead; 0 is plain decoding.
         ways = [] if self.mode == "drafted" else [0]
         if self.mode != "plain":
@@ -286,6 +300,13 @@ class Decoder:
             self.work.passed(BLOCK_TOKENS * block.rows, BLOCK_TOKENS)
             return plain(block)
         return drafted(block, way, self.work.passed)
+
+    def _native(self, block: Block) -> Frame:
+        frame, passes, tokens = self.native.decode(
+            block.model, block.tables, block.cache, block.base, block.previous
+        )
+        self.work.passed(tokens, passes)
+        return Frame(*frame)
 
 
 _DECODERS: weakref.WeakKeyDictionary[WorldActionModel, Decoder] = weakref.WeakKeyDictionary()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jowa.models.decoding import Cache, prefill
+from jowa.models.decoding import Cache
 from jowa.models.outputs import Tables
 from jowa.models.world_action import BLOCK_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Block, Decoder, decoder_of
@@ -75,9 +75,7 @@ class Dream:
             return cls(model, decoder, tables, None, games, frame, before, None, position)
         hints = model.hints(obs_tokens) if model.config.copy_previous else None
         x = model.embed(obs_tokens, actions, games, hints, tables)
-        cache, hidden = prefill(
-            model.transformer, x[:, :-1], position - 1, capacity=steps * BLOCK_TOKENS
-        )
+        cache, hidden = decoder.prefill(model, x[:, :-1], position - 1, steps * BLOCK_TOKENS)
         return cls(model, decoder, tables, cache, games, frame, before, hidden, position)
 
     def branch(self, rows: Tensor, siblings: int = 1) -> Dream:
