@@ -125,7 +125,8 @@ class Worker {
   private:
     const Task& t;
     const int64_t D, H, d, S, N;
-    int64_t past = 0;  // keys of before the block
+    int64_t past = 0;               // keys of before the block
+    int64_t held = -1, known = 0;  // the environment whose prefix is collected, and its keys
     // Keys (layers, H, d, S) and values (layers, H, S, d) that the row sees, without gaps.
     float *keys, *values, *x, *normed, *qkv, *found, *wide, *scores, *logits;
 
@@ -135,24 +136,34 @@ class Worker {
         std::copy(value, value + d, &values[((layer * H + head) * S + at) * d]);
     }
 
-    // Collects what a row looks back on.
+    // Collects what a row looks back on: of the prefix what is there from the row before, if that
+    // was of the same environment.
     void remember(int64_t row) {
         int64_t B = t.environments, env = row / (t.rows / B);
+        const float* mask = t.prefix_mask ? t.prefix_mask + env * t.prefix : nullptr;
+        const float* gaps = t.tail_mask ? t.tail_mask + row * t.filled : nullptr;
         for (int64_t l = 0; l < t.layers; l++)
             for (int64_t h = 0; h < H; h++) {
                 const Cached& c = t.cache[l];
-                past = 0;
-                for (int64_t p = 0; p < t.prefix; p++) {
-                    if (t.prefix_mask && t.prefix_mask[env * t.prefix + p] != 0) continue;
-                    int64_t from = ((h * B + env) * t.prefix + p) * d;
-                    put(l, h, past++, c.prefix_keys + from, c.prefix_values + from);
-                }
-                for (int64_t p = 0; p < t.filled; p++) {
-                    if (t.tail_mask && t.tail_mask[row * t.filled + p] != 0) continue;
-                    int64_t from = ((h * t.rows + row) * t.capacity + p) * d;
-                    put(l, h, past++, c.tail_keys + from, c.tail_values + from);
-                }
+                if (env != held)
+                    known = gather(l, h, 0, c.prefix_keys, c.prefix_values, h * B + env, t.prefix,
+                                   t.prefix, mask);
+                past = gather(l, h, known, c.tail_keys, c.tail_values, h * t.rows + row, t.capacity,
+                              t.filled, gaps);
             }
+        held = env;
+    }
+
+    // Puts those of the first `count` keys and values in a row of (·, size, d) that the mask leaves
+    // to the places from `at` on; returns the next place.
+    int64_t gather(int64_t layer, int64_t head, int64_t at, const float* key, const float* value,
+                   int64_t row, int64_t size, int64_t count, const float* mask) {
+        for (int64_t p = 0; p < count; p++) {
+            if (mask && mask[p] != 0) continue;
+            int64_t from = (row * size + p) * d;
+            put(layer, head, at++, key + from, value + from);
+        }
+        return at;
     }
 
     // Writes `count` keys and values from `first` on to a row's places in (H, R, size, d).
