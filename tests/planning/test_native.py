@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from plain_search import plain_search
+from planning_inputs import made_up_contexts
 from torch import Tensor
 
+import jowa
 from jowa.errors import UserError
 from jowa.models import decoding
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
@@ -54,6 +57,16 @@ def test_paths_and_futures_are_those_of_drafted_decoding(
         for b in range(3):
             for future, same in zip(traces[0].futures(b), traces[1].futures(b), strict=True):
                 assert_same(future[:4], same[:4])
+
+
+def test_the_shipped_agent_decides_as_a_plain_search_does() -> None:
+    model, decoder = jowa.load("nano").model, Decoder("native")
+    contexts = made_up_contexts(model.config.vocabulary, torch.device("cpu"))(8, seed=1)
+    for width, horizon in ((2, 2), (4, 1)):
+        assert_same(
+            plan(model, *contexts, width, horizon, decoder=decoder),
+            plain_search(model, *contexts, width, horizon),
+        )
 
 
 @torch.inference_mode()
