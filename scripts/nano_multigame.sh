@@ -11,6 +11,8 @@ seeds=${2:-0 1 2}
 . scripts/stages.sh
 data=$out/data
 recipe=experiment=nano_multigame
+decode=auto # of plans; on a GPU native is as auto
+! command -v g++ >/dev/null || decode=native
 held_out=(Enduro Frostbite)
 
 collect() {
@@ -71,9 +73,12 @@ for seed in $seeds; do
         training.losses.cloning=1
     beside "scratch_cloned_$seed" few_shot "$seed" from-scratch-cloning from_scratch=true \
         training.losses.q=0 training.losses.cloning=1
-    # A plan takes ten times as long: seven episodes of each seed are 21.
-    beside "planned_$seed" play "planned/$seed" "$run/pretrain" planner=cautious episodes=7 \
-        envs_per_game=7
+    # A plan takes several times as long: seven episodes of each seed are 21.
+    for horizon in 1 2; do
+        beside "planned_${horizon}_$seed" play "planned-H$horizon/$seed" "$run/pretrain" \
+            planner=cautious planner.horizon="$horizon" planner.decode="$decode" episodes=7 \
+            envs_per_game=7
+    done
 done
 together
 runs=() scores=()

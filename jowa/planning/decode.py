@@ -237,7 +237,7 @@ class Decoder:
 
     def static(self, device: torch.device) -> bool:
         """Whether beam searches are static on a device."""
-        return self.mode == "static" or (self.mode == "auto" and device.type == "cuda")
+        return self.mode == "static" or (self.mode in ("auto", "native") and device.type == "cuda")
 
     def tables(self, model: WorldActionModel) -> Tables:
         """The model's tables, computed once for as long as its weights stay what they are."""
