@@ -223,8 +223,8 @@ class Decoder:
 
     With mode static, which auto is on a GPU, a beam search takes `searches` instead; with mode
     native contexts are read and frames decoded by compiled code. What those do not do (static: tree
-    search; both: samples; native: other devices and precisions than float32 on a CPU, heads that
-    are no multiple of 32 wide) is done as if that were not so.
+    search; both: samples; native: other precisions than float32, heads that are no multiple of 32
+    wide) is done as if that were not so; on a GPU native is as auto.
     """
 
     mode: str = "auto"

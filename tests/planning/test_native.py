@@ -163,3 +163,8 @@ def test_what_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(native, "_COMPILE", ("g++", "-no-such-option", "-c"))
     with pytest.raises(UserError, match="no-such-option"):
         native.library.__wrapped__()
+
+
+def test_on_a_gpu_native_is_as_auto() -> None:
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert Decoder("native").static(device) == Decoder("auto").static(device)
