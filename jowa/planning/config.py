@@ -21,9 +21,9 @@ class PlannerConfig:
     gamma        discount of imagined rewards
     decode       how imagined frames are decoded: drafted, plain (token by token), static (shapes
                  for CUDA graphs), native (drafted by C++ on a CPU, in half the time or less; g++
-                 compiles it in seconds when first used; elsewhere as auto), or auto, which is static on a GPU and
-                 elsewhere times drafted and plain (drafted where a run must repeat); the same
-                 results but for rounding
+                 compiles it in seconds when first used; elsewhere as auto), or auto, which is
+                 static on a GPU and elsewhere times drafted and plain (drafted where a run must
+                 repeat); the same results but for rounding
     value        of an ensemble of Qs: mean, or min, the least of them
     stop_at_end  a path is worth nothing more after a predicted end of the episode
     rewards      of imagined steps: the likeliest, or what is expected
