@@ -86,12 +86,14 @@ def main() -> None:
     with torch.no_grad():
         objective(batch_of(4))
     release(objective)
-    assert held() == trained
+    # A few small tensors, such as those of messages under way, may come and go; a block would be a
+    # sixth of the model.
+    assert abs(held() - trained) < 0.02, (held(), trained)
     with gathered(objective):
         assert 1.0 <= held() - trained < 1.1, (held(), trained)
         for parameter in model.parameters():
             assert type(parameter) is nn.Parameter
-    assert held() == trained
+    assert abs(held() - trained) < 0.02, (held(), trained)
 
 
 if __name__ == "__main__":
