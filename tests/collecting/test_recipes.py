@@ -14,6 +14,7 @@ from jowa.collecting.learner import LearnerConfig
 from jowa.collecting.recipe import Recipe
 from jowa.collecting.teachers import TEACHERS
 from jowa.models.released import PRETRAINED_GAMES
+from jowa.planning.config import PlannerConfig
 
 RECIPES = sorted(path.parent.name for path in config_folder().glob("experiment/*/collect.yaml"))
 
@@ -59,3 +60,13 @@ def test_a_recipe_from_before_a_learner_could_be_an_expert_is_the_same() -> None
 
     assert "last" not in learners(1.0).provenance()["tiers"][0]["learner"]
     assert learners(1.0).digest() != learners(0.5).digest()
+
+
+def test_a_recipe_from_before_planners_could_be_cautious_is_the_same() -> None:
+    def agents(**options: float) -> Recipe:
+        tier = Tier("agent", "agent", 1.0, checkpoint="x", planner=PlannerConfig(**options))
+        return Recipe(100, (tier,), 50, 0.0, 4000, 0, 50)
+
+    planner = agents().provenance()["tiers"][0]["planner"]
+    assert not {"rewards", "reward_weight", "caution"} & set(planner)
+    assert agents().digest() != agents(caution=1.0).digest()
