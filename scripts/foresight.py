@@ -44,8 +44,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for checkpoint in args.checkpoints:
         agent, state = jowa.load(checkpoint), load(find(checkpoint)).state
+        hold_out = state.get("config", {}).get("data", {}).get("hold_out", 0)
+        if hold_out == 0:
+            parser.exit(2, f"{checkpoint} is no pretraining run that held episodes out.\n")
         for file in open_store(args.root, state["games"]):
-            hold_out = state["config"]["data"]["hold_out"]
             dataset = SegmentDataset([file], stride=8, hold_out=hold_out, held_out=True)
             row = {"checkpoint": checkpoint, "game": file.game.name}
             rows.append(row | measure(agent, dataset, args.segments, args.gamma))

@@ -79,7 +79,8 @@ for width in 2 4; do
 done
 search published planner=beam planner.horizon=1
 search no_caution planner=cautious planner.caution=0
-search likeliest_rewards planner=cautious planner.rewards=likeliest
+search likeliest_rewards planner=cautious planner.rewards=likeliest \
+    planner.reward_weight=1
 search mcts planner=mcts planner.horizon=1 planner.simulations=8 planner.temperature=0.1 \
     planner.choice=visits planner.rewards=expected planner.reward_weight=4
 together

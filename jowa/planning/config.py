@@ -77,6 +77,16 @@ class PlannerConfig:
             raise UserError(f"planner.simulations is {self.simulations}: give at least 1.")
         if self.reward_weight <= 0:
             raise UserError(f"planner.reward_weight is {self.reward_weight}: give more than 0.")
+        if self.reward_weight != 1 and self.rewards != "expected":
+            raise UserError(
+                f"planner.reward_weight is {self.reward_weight}, which only expected rewards make "
+                f"up for: use planner.rewards=expected, or a weight of 1."
+            )
+        if self.caution and self.search != "beam":
+            raise UserError(
+                f"planner.caution is {self.caution}, which is for beam searches: use "
+                f"planner.search=beam, or a caution of 0."
+            )
         if self.caution < 0:
             raise UserError(f"planner.caution is {self.caution}: give 0 or more.")
         if self.temperature <= 0:
