@@ -69,38 +69,52 @@ def main() -> None:
         """What is alive of the model and its training, in copies of the whole model."""
         return (bytes_alive() - before - buffers) / weights
 
-    def settled() -> float:
-        """When it no longer changes: threads that send and receive let go in their time."""
-        before = -1.0
-        while (now := held()) != before:
-            before = now
-            time.sleep(0.3)
-        return now
+    def comes_to(low: float, high: float) -> bool:
+        """Whether `held` comes to lie within these bounds: threads that send and receive let go of
+        what they hold in their own time, on a busy machine seconds later."""
+        deadline = time.monotonic() + 60
+        while not low <= held() <= high:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def lowest() -> float:
+        """The least that is held within two seconds."""
+        readings = []
+        for _ in range(10):
+            readings.append(held())
+            time.sleep(0.2)
+        return min(readings)
 
     part = 1 / processes.size
-    assert part <= held() < 1.03 * part, held()
+    assert comes_to(part, 1.03 * part), held()
     objective = Objective(tokenizer, model, LossConfig(world_model=1.0, q=1.0)).train()
     objective.freeze_unused()
     optimizer = build_optimizer(objective, OptimizerConfig())
-    with_gradients: list[float] = []
-    optimizer.register_step_pre_hook(lambda *_: with_gradients.append(held()))
+    seen: list[bool] = []
+
+    def see_gradients(*_: object) -> None:
+        # The target head has neither gradients nor, later, a state of the optimiser.
+        seen.append(bool(seen) or comes_to(1.7 * part, 2.1 * part))
+
+    optimizer.register_step_pre_hook(see_gradients)
     step = Step(objective, optimizer, OptimizerConfig(), compute, 3, 2, compile=False)
     for number in range(3):
         step(batch_of(4), number, number == 2)
-    # The target head has neither gradients nor a state of the optimiser.
-    assert 1.7 * part < with_gradients[0] < 2.1 * part, with_gradients
-    assert 2.5 * part < held() < 3.1 * part, held()
-    trained = settled()
+    assert seen[0], held()
+    assert comes_to(2.5 * part, 3.1 * part), held()
+    trained = lowest()
     objective.eval()
     with torch.no_grad():
         objective(batch_of(4))
     release(objective)
-    assert settled() == trained
+    assert comes_to(trained, trained), (held(), trained)
     with gathered(objective):
-        assert 1.0 <= held() - trained < 1.1, (held(), trained)
+        assert comes_to(trained + 1.0, trained + 1.1), (held(), trained)
         for parameter in model.parameters():
             assert type(parameter) is nn.Parameter
-    assert settled() == trained
+    assert comes_to(trained, trained), (held(), trained)
 
 
 if __name__ == "__main__":
