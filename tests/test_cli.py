@@ -112,6 +112,16 @@ from jowa.games import GAMES
             ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.detach_q=true"],
             ["detach_q", "reader_width=256"],
         ),
+        (
+            [
+                "pretrain",
+                "run=x",
+                "data.games=[Pong]",
+                "model.reader_width=0",
+                "stage2.losses.picture_shift=4",
+            ],
+            ["picture_shift", "reader_width=0"],
+        ),
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),
         (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),

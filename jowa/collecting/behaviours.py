@@ -3,11 +3,16 @@
 Noise comes in two kinds. `epsilon` replaces single actions, so that the consequences of a wrong
 action are in the data. Bursts are runs of random actions, each held for a few steps: they lead
 away from the player's path, so that the data also shows how to come back to it.
+
+Noise alone leaves a teacher's action the likeliest of all, so that who imitates the data plays as
+if there were none. A slow player's mistakes are the same every time: data in which most play is
+slow tells apart who learns from rewards.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -45,16 +50,18 @@ _BEHAVIOUR_OF_FIELD = {
 class Tier:
     """One quality of play and its share of the transitions.
 
-    `behaviour` is "random" (uniform over the minimal set), "scripted" (the game's teacher),
-    "agent" (a trained agent: `checkpoint`, and `planner`, greedy where it is None), "search" (of
-    the emulator, as `search` says) or "learner" (the whole experience of an online agent, as
-    `learner` says). `epsilon` is the probability of a random action at each step,
-    `burst_probability` that of starting a burst of 1 to `burst_steps` random steps.
+    `behaviour` is "random" (uniform over the minimal set), "scripted" (the game's teacher, who
+    sees everything `reaction_steps` late), "agent" (a trained agent: `checkpoint`, and `planner`,
+    greedy where it is None), "search" (of the emulator, as `search` says) or "learner" (the whole
+    experience of an online agent, as `learner` says). `epsilon` is the probability of a random
+    action at each step, `burst_probability` that of starting a burst of 1 to `burst_steps` random
+    steps.
     """
 
     name: str
     behaviour: str
     share: float
+    reaction_steps: int = 0
     epsilon: float = 0.0
     burst_probability: float = 0.0
     burst_steps: int = 8
@@ -77,6 +84,10 @@ class Tier:
             raise UserError(
                 f"tier {self.name!r} has burst_steps={self.burst_steps}; use 1 or more."
             )
+        if self.reaction_steps < 0:
+            raise UserError(
+                f"tier {self.name!r} has reaction_steps={self.reaction_steps}; use 0 or more."
+            )
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -89,6 +100,11 @@ class Tier:
         if self.behaviour == "agent" and self.checkpoint is None:
             raise UserError(
                 f"tier {self.name!r} is played by an agent: say by which, checkpoint=RUN."
+            )
+        if self.reaction_steps and self.behaviour != "scripted":
+            raise UserError(
+                f"tier {self.name!r} has reaction_steps, which only behaviour=scripted uses; its "
+                f"behaviour is {self.behaviour}."
             )
         if self.behaviour == "learner" and (self.epsilon or self.burst_probability):
             raise UserError(
@@ -118,20 +134,27 @@ class RandomBehaviour:
 
 
 class ScriptedBehaviour:
-    """The game's teacher, which sees the RAM now and one step ago."""
+    """The game's teacher, which sees the RAM now and one step ago, or both `reaction_steps` late.
 
-    def __init__(self, game: Game) -> None:
+    Until so many steps are played a slow one sees the start.
+    """
+
+    def __init__(self, game: Game, reaction_steps: int = 0) -> None:
         self._teacher = teacher(game)
-        self._previous: dict[int, NDArray[np.uint8]] = {}
+        self._kept = reaction_steps + 2
+        self._seen: dict[int, deque[NDArray[np.uint8]]] = {}
 
     def act(self, scenes: Mapping[int, Scene]) -> dict[int, int]:
         """The teacher's actions."""
         actions: dict[int, int] = {}
         for row, scene in scenes.items():
             ram = scene.env.ram()
-            before = ram if scene.executed is None else self._previous[row]
-            actions[row] = self._teacher(ram, before)
-            self._previous[row] = ram
+            if scene.executed is None:
+                self._seen[row] = deque([ram] * self._kept, maxlen=self._kept)
+            else:
+                self._seen[row].append(ram)
+            before, now = self._seen[row][0], self._seen[row][1]
+            actions[row] = self._teacher(now, before)
         return actions
 
 
@@ -172,7 +195,7 @@ def behaviour_of(
     if tier.behaviour == "random":
         return RandomBehaviour(game, rng)
     if tier.behaviour == "scripted":
-        return ScriptedBehaviour(game)
+        return ScriptedBehaviour(game, tier.reaction_steps)
     if tier.behaviour == "search":
         return SearchBehaviour(game, tier.search or SearchConfig(), rng)
     assert tier.behaviour == "agent" and tier.checkpoint is not None

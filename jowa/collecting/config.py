@@ -18,6 +18,7 @@ class TierConfig:
     name: str = MISSING
     behaviour: str = MISSING
     share: float = MISSING
+    reaction_steps: int = 0
     epsilon: float = 0.0
     burst_probability: float = 0.0
     burst_steps: int = 8
@@ -39,7 +40,7 @@ class CollectConfig:
     tiers              qualities of play: name, behaviour, share, epsilon, burst_probability,
                        burst_steps; shares add up to 1. Behaviours and what else they take:
                          random    every action as likely
-                         scripted  the game's teacher
+                         scripted  the game's teacher; reaction_steps is how late it sees the game
                          agent     a trained agent: checkpoint (a run, a file of
                                    `jowa export-weights`, or the name of one that comes with
                                    jowa), planner (greedy if left out)

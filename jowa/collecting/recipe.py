@@ -109,6 +109,8 @@ class Recipe:
         for tier in values["tiers"]:
             if tier["name"] in weights:
                 tier["checkpoint"] = weights[tier["name"]]
+            if tier["reaction_steps"] == 0:
+                del tier["reaction_steps"]  # as in recipes from before there was any
             if "learner" in tier:
                 del tier["learner"]["device"]  # where it learns is no part of what is made
                 if tier["learner"]["last"] == 1.0:

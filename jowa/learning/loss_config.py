@@ -23,8 +23,10 @@ class LossConfig:
     reward weighs the loss of rewards beside those of tokens and ends, and reward_weight, in it, the
     steps that have one: much of both and a small world model spends itself on rewards that
     nothing foretells.
-    world_one_in > 1, n_step > 1, cql_temperature, reward and reward_weight != 1 are not part of the
-    published algorithm; they are meant for small scale.
+    picture_shift has a Q with a reader see each segment of training shifted by chance, by up to so
+    many pixels each way: a few demonstrations are soon learned by heart.
+    world_one_in > 1, n_step > 1, cql_temperature, reward and reward_weight != 1 and picture_shift
+    are not part of the published algorithm; they are meant for small scale.
     """
 
     tokenizer: float = 0.0
@@ -41,6 +43,7 @@ class LossConfig:
     cql_temperature: float = 1.0
     reward: float = 1.0
     reward_weight: float = 1.0
+    picture_shift: int = 0
 
     @property
     def trains_q_head(self) -> bool:
@@ -67,6 +70,13 @@ def check_losses(
         raise UserError(
             f"{name}.losses.detach_q keeps Q's gradient out of the transformer, but with "
             f"model.reader_width={model.reader_width} Q does not read it: turn one of them off."
+        )
+    if losses.picture_shift < 0:
+        raise UserError(f"{name}.losses.picture_shift is {losses.picture_shift}: use 0 or more.")
+    if losses.picture_shift and not model.reader_width:
+        raise UserError(
+            f"{name}.losses.picture_shift shifts the pictures that Q reads, but with "
+            f"model.reader_width=0 it reads none: turn one of them off or on."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(

@@ -139,6 +139,7 @@ class Objective(nn.Module):
             token_logits=False,
             detach_q=self.config.detach_q,
             world_rows=rows,
+            picture_shift=self.config.picture_shift if self.training else 0,
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}

@@ -70,3 +70,11 @@ def test_a_recipe_from_before_planners_could_be_cautious_is_the_same() -> None:
     planner = agents().provenance()["tiers"][0]["planner"]
     assert not {"rewards", "reward_weight", "caution"} & set(planner)
     assert agents().digest() != agents(caution=1.0).digest()
+
+
+def test_a_recipe_from_before_teachers_could_be_slow_is_the_same() -> None:
+    def teachers(**options: int) -> Recipe:
+        return Recipe(100, (Tier("slow", "scripted", 1.0, **options),), 50, 0.0, 4000, 0, 50)
+
+    assert "reaction_steps" not in teachers().provenance()["tiers"][0]
+    assert teachers().digest() != teachers(reaction_steps=3).digest()

@@ -80,6 +80,25 @@ def test_teacher_is_a_pure_function_that_plays_legal_actions(name: str) -> None:
     assert actions == [TEACHERS[name](now, before) for now, before in pairs]
 
 
+@pytest.mark.parametrize("name", ["Breakout", "Boxing"])
+def test_a_slow_teacher_does_late_what_a_quick_one_does_at_once(name: str) -> None:
+    """Also in a second episode, of which it must not remember the first."""
+    game, rng = get(name), np.random.default_rng(0)
+    env, late = AtariEnv(game), 3
+    quick, slow = ScriptedBehaviour(game), ScriptedBehaviour(game, reaction_steps=late)
+    for seed in (5, 6):
+        frame, executed = env.reset(seed), None
+        at_once, later = [], []
+        for _ in range(150):
+            scenes = {0: Scene(env, frame, executed)}
+            at_once.append(quick.act(scenes)[0])
+            later.append(slow.act(scenes)[0])
+            executed = game.action_ids[rng.integers(len(game.action_ids))]
+            frame = env.step(executed)[0]
+        assert later[late:] == at_once[:-late] and len(set(at_once)) > 2
+        assert later[:late] == at_once[:1] * late
+
+
 def test_game_without_teacher_names_those_with_one() -> None:
     with pytest.raises(UserError, match=r"Asterix has no scripted teacher.*Breakout.*Pong"):
         teacher(get("Asterix"))
@@ -119,6 +138,8 @@ def test_noise_repeats_by_seed() -> None:
         ({"behaviour": "random", "share": 1.5}, "share"),
         ({"behaviour": "random", "share": 1.0, "epsilon": -0.1}, "epsilon"),
         ({"behaviour": "random", "share": 1.0, "burst_steps": 0}, "burst_steps"),
+        ({"behaviour": "scripted", "share": 1.0, "reaction_steps": -1}, "reaction_steps=-1"),
+        ({"behaviour": "random", "share": 1.0, "reaction_steps": 3}, "only behaviour=scripted"),
     ],
 )
 def test_wrong_tiers_are_explained(settings: dict[str, object], word: str) -> None:

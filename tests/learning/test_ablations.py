@@ -33,11 +33,13 @@ def run(
         batch: Batch | None = None,
         model: dict[str, object] | None = None,
         seed: int = 0,
+        training: bool = False,
         **losses: object,
     ) -> Result:
         network = make_model(scale=10.0, **(model or {}))
         batch = batch if batch is not None else make_batch([8, 8, 3, 8])
-        objective = Objective(make_tokenizer(), network, dataclasses.replace(BASE, **losses)).eval()
+        objective = Objective(make_tokenizer(), network, dataclasses.replace(BASE, **losses))
+        objective.train(training)
         torch.manual_seed(seed)
         total, metrics, _ = objective(batch)
         total.backward()
@@ -74,6 +76,16 @@ def test_a_detached_q_loss_trains_the_q_head_alone(run: Runner) -> None:
             assert same(gradient, world_grads[name]), name
     trunk = "transformer.blocks.0.attention.qkv.weight"
     assert not same(grads[trunk], base_grads[trunk])
+
+
+def test_pictures_are_shifted_in_training_alone(run: Runner) -> None:
+    """What is measured on held-out episodes stays as it is; the world model sees no shift."""
+    model = {"reader_width": 8, "dropout": 0.0, "q_dropout": 0.0}
+    for training in (False, True):
+        as_it_is, _ = run(model=model, training=training)
+        shifted, _ = run(model=model, training=training, picture_shift=4)
+        assert same(as_it_is["q/td"], shifted["q/td"]) != training
+        assert same(as_it_is["world_model/observation"], shifted["world_model/observation"])
 
 
 def test_rem_mixes_the_members_by_random_weights_of_its_own(run: Runner) -> None:
