@@ -113,14 +113,8 @@ from jowa.games import GAMES
             ["detach_q", "reader_width=256"],
         ),
         (
-            [
-                "pretrain",
-                "run=x",
-                "data.games=[Pong]",
-                "model.reader_width=0",
-                "stage2.losses.picture_shift=4",
-            ],
-            ["picture_shift", "reader_width=0"],
+            ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.cql_disappointing=2"],
+            ["cql_disappointing is 2", "0 to 1"],
         ),
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),

@@ -23,9 +23,10 @@ class LossConfig:
     reward weighs the loss of rewards beside those of tokens and ends, and reward_weight, in it, the
     steps that have one: much of both and a small world model spends itself on rewards that
     nothing foretells.
-    picture_shift has a Q with a reader see each segment of training shifted by chance, by up to so
-    many pixels each way: a few demonstrations are soon learned by heart.
-    world_one_in > 1, n_step > 1, cql_temperature, reward and reward_weight != 1 and picture_shift
+    cql_disappointing is the share of the penalty's weight on steps that turned out worse than their
+    state had promised: less than 1 has Q keep nearer to the data's good actions than to its bad
+    ones, where many play badly the same way (as CRR's filter, Wang et al., 2020).
+    world_one_in > 1, n_step > 1, cql_temperature, cql_disappointing, reward and reward_weight != 1
     are not part of the published algorithm; they are meant for small scale.
     """
 
@@ -41,9 +42,9 @@ class LossConfig:
     penalty: str = "cql"
     cql_weight: float = 0.1
     cql_temperature: float = 1.0
+    cql_disappointing: float = 1.0
     reward: float = 1.0
     reward_weight: float = 1.0
-    picture_shift: int = 0
 
     @property
     def trains_q_head(self) -> bool:
@@ -61,6 +62,16 @@ def check_losses(
     `imagines` says whether part of the data is imagined."""
     if losses.penalty not in ("cql", "combo", "none"):
         raise UserError(f"{name}.losses.penalty is {losses.penalty!r}: use cql, combo or none.")
+    if not 0.0 <= losses.cql_disappointing <= 1.0:
+        raise UserError(
+            f"{name}.losses.cql_disappointing is {losses.cql_disappointing}: it is a share, use 0 "
+            f"to 1."
+        )
+    if losses.penalty == "none" and losses.cql_disappointing < 1.0:
+        raise UserError(
+            f"{name}.losses.cql_disappointing weighs steps in the penalty, and "
+            f"{name}.losses.penalty is none: leave one of them out."
+        )
     if losses.penalty == "combo" and not imagines:
         raise UserError(
             f"{name}.losses.penalty is combo, which differs from cql on imagined data only, and "
@@ -70,13 +81,6 @@ def check_losses(
         raise UserError(
             f"{name}.losses.detach_q keeps Q's gradient out of the transformer, but with "
             f"model.reader_width={model.reader_width} Q does not read it: turn one of them off."
-        )
-    if losses.picture_shift < 0:
-        raise UserError(f"{name}.losses.picture_shift is {losses.picture_shift}: use 0 or more.")
-    if losses.picture_shift and not model.reader_width:
-        raise UserError(
-            f"{name}.losses.picture_shift shifts the pictures that Q reads, but with "
-            f"model.reader_width=0 it reads none: turn one of them off or on."
         )
     if losses.rem and model.q_members < 2:
         raise UserError(

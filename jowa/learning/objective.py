@@ -15,6 +15,7 @@ from jowa.data.segments import Batch
 from jowa.learning.accuracy import agreement, world_model_accuracy
 from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import (
+    advantages,
     cloning_loss,
     cql_penalty,
     n_step_targets,
@@ -139,7 +140,6 @@ class Objective(nn.Module):
             token_logits=False,
             detach_q=self.config.detach_q,
             world_rows=rows,
-            picture_shift=self.config.picture_shift if self.training else 0,
         )
         total = torch.zeros((), device=tokens.device)
         metrics: Metrics = {}
@@ -224,11 +224,16 @@ class Objective(nn.Module):
                 probs, target_probs, batch.actions, targets, legal, model.support, counts.rows
             )
             values = (probs * model.support).sum(-1)
+            target_values = (target_probs * model.support).sum(-1)
         else:
             values = model.values(output.q_logits, members)
             target_values = model.values(output.target_q_logits, members)
             td = squared_td_loss(values, target_values, batch.actions, targets, legal, counts.rows)
-        penalty, metrics = self._penalty(values, batch, counts)
+        weights = None
+        if (disappointing := self.config.cql_disappointing) < 1.0:
+            better = advantages(target_values, targets, legal) >= 0.0
+            weights = torch.where(better, 1.0, disappointing)
+        penalty, metrics = self._penalty(values, batch, counts, weights)
         if detailed:
             metrics |= agreement(values, legal, batch)
         return td + penalty, {"q/td": td.detach(), **metrics}
@@ -253,8 +258,11 @@ class Objective(nn.Module):
         combo = self.config.penalty == "combo"
         return batch.real if combo else batch.mask_padding
 
-    def _penalty(self, values: Tensor, batch: Batch, counts: Counts) -> tuple[Tensor, Metrics]:
-        """The weighted penalty on values (B, L, A) of actions that were not taken."""
+    def _penalty(
+        self, values: Tensor, batch: Batch, counts: Counts, weights: Tensor | None
+    ) -> tuple[Tensor, Metrics]:
+        """The weighted penalty on values (B, L, A) of actions that were not taken; `weights` (B, L)
+        are of steps."""
         if self.config.penalty == "none":
             return values.new_zeros(()), {}
         everywhere, in_data = cql_penalty(
@@ -265,6 +273,7 @@ class Objective(nn.Module):
             self.config.cql_temperature,
             counts.steps,
             counts.data_steps,
+            weights,
         )
         penalty = self.config.cql_weight * (everywhere - in_data)
         return penalty, {

@@ -34,11 +34,10 @@ class FrameReader(nn.Module):
 
     Windows are twice their stride, so that both convolutions are 2x2 ones over cells of pixels:
     the same sums, several times faster than over one channel. `order` (7056,) takes the pixels of
-    a frame's pictures into its cells at once; `places` (84, 84) is where in them a pixel is.
+    a frame's pictures into its cells at once.
     """
 
     order: Tensor
-    places: Tensor
 
     def __init__(self, hidden: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -48,10 +47,9 @@ class FrameReader(nn.Module):
         self.hidden = nn.Linear(second * _OUT**2, hidden)
         self.out = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
-        places = from_patches(torch.arange(PATCHES * PATCH_PIXELS).view(1, PATCHES, PATCH_PIXELS))
-        order = _cells(places.unsqueeze(1), _STRIDES[0])
+        places = torch.arange(PATCHES * PATCH_PIXELS).view(1, PATCHES, PATCH_PIXELS)
+        order = _cells(from_patches(places).unsqueeze(1), _STRIDES[0])
         self.register_buffer("order", order.flatten(), persistent=False)
-        self.register_buffer("places", places[0], persistent=False)
 
     def initialise(self) -> None:
         """Orthogonal maps, without which training sits on a plateau for hundreds of steps."""
@@ -61,37 +59,22 @@ class FrameReader(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def cells(self, frame: Tensor, pictures: Tensor, order: Tensor | None = None) -> Tensor:
-        """(N, 16, 21, 21): cells of 4x4 pixels of frames, (N, 36) places in scaled `pictures`; each
-        shifted if there is an `order` (N, 7056) of `shifted`."""
+    def cells(self, frame: Tensor, pictures: Tensor) -> Tensor:
+        """(N, 16, 21, 21): cells of 4x4 pixels of frames, (N, 36) places in scaled `pictures`."""
         shown = F.embedding(frame, pictures).flatten(1)
-        shown = shown.index_select(1, self.order) if order is None else shown.gather(1, order)
         side = FRAME_SIZE // _STRIDES[0]
-        return shown.view(len(frame), -1, side, side)
-
-    def shifted(self, offsets: Tensor) -> Tensor:
-        """The `order` (N, 7056) of frames that show (N, 2) pixels farther down and to the right;
-        beyond the edges lies what is at them (DrQ, Kostrikov et al., 2021)."""
-        at = torch.arange(FRAME_SIZE, device=offsets.device) + offsets.unsqueeze(2)
-        rows, columns = at.clamp(0, FRAME_SIZE - 1).unbind(1)
-        places = self.places[rows.unsqueeze(2), columns.unsqueeze(1)]
-        return _cells(places.unsqueeze(1), _STRIDES[0]).flatten(1)
+        return shown.index_select(1, self.order).view(len(frame), -1, side, side)
 
     def read(self, frame: Tensor, before: Tensor, pictures: Tensor) -> Tensor:
         """(N, D) from frames and those before them, (N, 36) places in scaled `pictures`."""
         cells = (self.cells(tokens, pictures) for tokens in (frame, before))
         return cast(Tensor, self(*cells))
 
-    def read_all(self, obs_tokens: Tensor, pictures: Tensor, shift: int = 0) -> Tensor:
+    def read_all(self, obs_tokens: Tensor, pictures: Tensor) -> Tensor:
         """(B, L, D) from every frame of (B, L, 36), positions in `pictures` as they are; nothing is
-        before the first of each row. Frames of a row are shifted alike by up to `shift` pixels each
-        way, by chance."""
+        before the first of each row."""
         B, L, _ = obs_tokens.shape
-        order = None
-        if shift:
-            offsets = torch.randint(-shift, shift + 1, (B, 2), device=obs_tokens.device)
-            order = self.shifted(offsets).repeat_interleave(L, 0)
-        newest = self.cells(obs_tokens.flatten(0, 1), scaled(pictures), order)
+        newest = self.cells(obs_tokens.flatten(0, 1), scaled(pictures))
         before = newest.unflatten(0, (B, L))[:, :-1]
         before = F.pad(before, (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
         return cast(Tensor, self(newest, before)).unflatten(0, (B, L))

@@ -212,15 +212,13 @@ class WorldActionModel(nn.Module):
         token_logits: bool = True,
         detach_q: bool = False,
         world_rows: Tensor | None = None,
-        picture_shift: int = 0,
     ) -> Output:
         """Every head at every step: obs_tokens (B, L, 36), actions (B, L), games (B,), L <= 8.
 
         `world` and `q` choose which heads to compute, `token_logits` whether the observation
         logits among them; with `detach_q` no gradient flows from the Q head into the backbone;
         the world model is computed for `world_rows` only, if they are given. A Q with a reader
-        leaves the transformer to the world model, and reads pictures shifted by chance, by up to
-        `picture_shift` pixels each way.
+        leaves the transformer to the world model.
         """
         assert obs_tokens.shape[1] <= MAX_FRAMES, f"a sequence holds at most {MAX_FRAMES} frames"
         rows: Tensor | slice = slice(None) if world_rows is None else world_rows
@@ -229,7 +227,7 @@ class WorldActionModel(nn.Module):
             if world:
                 few = obs_tokens[rows], actions[rows], games[rows]
                 output = self._world(self.activations(*few), few[0], token_logits)
-            read = self.reader.read_all(obs_tokens, self.pictures, picture_shift) if q else None
+            read = self.reader.read_all(obs_tokens, self.pictures) if q else None
         else:
             blocks = self.activations(obs_tokens, actions, games)
             if world:

@@ -33,13 +33,11 @@ def run(
         batch: Batch | None = None,
         model: dict[str, object] | None = None,
         seed: int = 0,
-        training: bool = False,
         **losses: object,
     ) -> Result:
         network = make_model(scale=10.0, **(model or {}))
         batch = batch if batch is not None else make_batch([8, 8, 3, 8])
-        objective = Objective(make_tokenizer(), network, dataclasses.replace(BASE, **losses))
-        objective.train(training)
+        objective = Objective(make_tokenizer(), network, dataclasses.replace(BASE, **losses)).eval()
         torch.manual_seed(seed)
         total, metrics, _ = objective(batch)
         total.backward()
@@ -63,6 +61,19 @@ def test_no_penalty_takes_the_penalty_away_and_nothing_else(run: Runner) -> None
     assert same(grads["reward_head.0.weight"], base_grads["reward_head.0.weight"])
 
 
+def test_disappointing_steps_weigh_less_in_the_penalty_alone(run: Runner) -> None:
+    """Linear in their share; with all of the weight it is the published penalty."""
+    whole, _ = run()
+    penalties = {}
+    for share in (0.0, 0.5, 1.0):
+        metrics, _ = run(cql_disappointing=share)
+        penalties[share] = metrics["q/cql"]
+        assert same(metrics["q/td"], whole["q/td"])
+    assert same(penalties[1.0], whole["q/cql"])
+    assert same(penalties[0.5], (penalties[0.0] + penalties[1.0]) / 2)
+    assert 0.1 < float(penalties[0.0] / penalties[1.0]) < 0.9
+
+
 def test_a_detached_q_loss_trains_the_q_head_alone(run: Runner) -> None:
     base, base_grads = run()
     metrics, grads = run(detach_q=True)
@@ -76,16 +87,6 @@ def test_a_detached_q_loss_trains_the_q_head_alone(run: Runner) -> None:
             assert same(gradient, world_grads[name]), name
     trunk = "transformer.blocks.0.attention.qkv.weight"
     assert not same(grads[trunk], base_grads[trunk])
-
-
-def test_pictures_are_shifted_in_training_alone(run: Runner) -> None:
-    """What is measured on held-out episodes stays as it is; the world model sees no shift."""
-    model = {"reader_width": 8, "dropout": 0.0, "q_dropout": 0.0}
-    for training in (False, True):
-        as_it_is, _ = run(model=model, training=training)
-        shifted, _ = run(model=model, training=training, picture_shift=4)
-        assert same(as_it_is["q/td"], shifted["q/td"]) != training
-        assert same(as_it_is["world_model/observation"], shifted["world_model/observation"])
 
 
 def test_rem_mixes_the_members_by_random_weights_of_its_own(run: Runner) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
 from jowa.models.frame_reader import FrameReader, scaled
-from jowa.models.patch_tokenizer import from_patches
 
 Maker = Callable[..., Any]
 
@@ -104,26 +103,3 @@ def test_translated_things_are_read_by_the_same_kernels(seed: int) -> None:
         cells = reader.cells(torch.arange(36).unsqueeze(0), pictures[0])
         readings.append(reader.first(torch.cat([cells, cells], dim=1)))
     torch.testing.assert_close(readings[0][:, :, :-1], readings[1][:, :, 1:])
-
-
-@torch.no_grad()
-def test_shifted_pictures_are_read_as_if_the_game_had_been_shifted(make_model: Maker) -> None:
-    """Edges are drawn out; the frames of a row move alike, those of another by themselves."""
-    reader = make_model(reader_width=8, scale=3.0).reader
-    pictures, frames = torch.randn(24, 196), torch.randint(0, 24, (3, 36))
-    offsets = torch.tensor([[0, 0], [3, -4], [-2, 1]])
-    cells = reader.cells(frames, pictures, reader.shifted(offsets))
-    images = from_patches(pictures[frames])
-    for image, (down, right), ours in zip(images, offsets.tolist(), cells, strict=True):
-        padded = F.pad(image[None, None], (4, 4, 4, 4), mode="replicate")[0, 0]
-        moved = padded[4 + down : 88 + down, 4 + right : 88 + right]
-        assert torch.equal(ours, F.pixel_unshuffle(moved[None], 4))
-
-
-@torch.no_grad()
-def test_shifts_are_drawn_for_each_row(make_model: Maker) -> None:
-    model = make_model(reader_width=8, scale=3.0)
-    tokens = torch.randint(0, 24, (1, 2, 36)).expand(40, 2, 36)
-    torch.manual_seed(0)
-    drawn = model.reader.read_all(tokens, model.pictures, shift=1)
-    assert len(drawn[:, 0].unique(dim=0)) == len(drawn.flatten(1).unique(dim=0)) == 9
