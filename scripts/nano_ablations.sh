@@ -28,10 +28,6 @@ ablation() { # ablation NAME OPTION...
     beside "$1" try "$@"
 }
 
-ablation() { # ablation NAME OPTION...
-    beside "$1" try "$@"
-}
-
 world() { # world NAME OPTION...: trains the world model alone
     beside "$1" stage "ablation $1 $seed" jowa pretrain "$recipe" run="$runs/$1" seed="$seed" \
         data.root="$out/data" tokenizer_from="$out/seed_$seed/tokenizer" stage2.steps=5000 \
@@ -39,7 +35,7 @@ world() { # world NAME OPTION...: trains the world model alone
 }
 
 foresight() {
-    local names=(whole world_alone no_code_vectors no_copying no_reward_weight little_reward)
+    local names=(whole world_alone no_code_vectors no_copying no_reward_weight full_reward)
     .venv/bin/python scripts/foresight.py "${names[@]/#/$runs/}" --root "$out/data" \
         --out "$out/ablation_scores/foresight_$seed.json"
 }
@@ -51,8 +47,10 @@ search() { # search NAME OPTION...: plays the agent of scripts/nano_multigame.sh
 # Q reads frames by itself, so that what concerns Q alone is compared without a world model, and what
 # concerns the world model without Q.
 ablation cloning objective=cloning
-for weight in 1 3; do
-    ablation "cql_$weight" objective=no_world_model stage2.losses.cql_weight="$weight"
+ablation cql_4 objective=no_world_model stage2.losses.cql_weight=4
+for weight in 1 2 3; do # on all steps alike, as published
+    ablation "all_steps_cql_$weight" objective=no_world_model stage2.losses.cql_weight="$weight" \
+        stage2.losses.cql_disappointing=1
 done
 ablation no_world_model objective=no_world_model
 ablation no_bell objective=no_world_model model.bell_start=0
@@ -65,8 +63,8 @@ ablation whole
 world world_alone
 world no_code_vectors model.codebook_width=0
 world no_copying model.copy_previous=false
-world no_reward_weight stage2.losses.reward_weight=1.0
-world little_reward stage2.losses.reward=0.25
+world no_reward_weight stage2.losses.reward=1.0 stage2.losses.reward_weight=1.0
+world full_reward stage2.losses.reward=1.0
 together
 stage "foresight $seed" foresight
 search no_plan planner=greedy
