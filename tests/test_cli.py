@@ -112,10 +112,6 @@ from jowa.games import GAMES
             ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.detach_q=true"],
             ["detach_q", "reader_width=256"],
         ),
-        (
-            ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.cql_disappointing=2"],
-            ["cql_disappointing is 2", "0 to 1"],
-        ),
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),
         (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),

@@ -23,11 +23,8 @@ class LossConfig:
     reward weighs the loss of rewards beside those of tokens and ends, and reward_weight, in it, the
     steps that have one: much of both and a small world model spends itself on rewards that
     nothing foretells.
-    cql_disappointing is the share of the penalty's weight on steps that turned out worse than their
-    state had promised: less than 1 has Q keep nearer to the data's good actions than to its bad
-    ones, where many play badly the same way (as CRR's filter, Wang et al., 2020).
-    world_one_in > 1, n_step > 1, cql_temperature, cql_disappointing, reward and reward_weight != 1
-    are not part of the published algorithm; they are meant for small scale.
+    world_one_in > 1, n_step > 1, cql_temperature, reward and reward_weight != 1 are not part of the
+    published algorithm; they are meant for small scale.
     """
 
     tokenizer: float = 0.0
@@ -42,7 +39,6 @@ class LossConfig:
     penalty: str = "cql"
     cql_weight: float = 0.1
     cql_temperature: float = 1.0
-    cql_disappointing: float = 1.0
     reward: float = 1.0
     reward_weight: float = 1.0
 
@@ -62,16 +58,6 @@ def check_losses(
     `imagines` says whether part of the data is imagined."""
     if losses.penalty not in ("cql", "combo", "none"):
         raise UserError(f"{name}.losses.penalty is {losses.penalty!r}: use cql, combo or none.")
-    if not 0.0 <= losses.cql_disappointing <= 1.0:
-        raise UserError(
-            f"{name}.losses.cql_disappointing is {losses.cql_disappointing}: it is a share, use 0 "
-            f"to 1."
-        )
-    if losses.penalty == "none" and losses.cql_disappointing < 1.0:
-        raise UserError(
-            f"{name}.losses.cql_disappointing weighs steps in the penalty, and "
-            f"{name}.losses.penalty is none: leave one of them out."
-        )
     if losses.penalty == "combo" and not imagines:
         raise UserError(
             f"{name}.losses.penalty is combo, which differs from cql on imagined data only, and "

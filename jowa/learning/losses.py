@@ -159,34 +159,19 @@ def cql_penalty(
     temperature: float = 1.0,
     count: Tensor | None = None,
     in_data_count: Tensor | None = None,
-    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean soft maximum over all actions, and mean value of the actions taken.
 
     values (B, L, A). The penalty is the first less the second; at temperature 1 the soft maximum
     is the published logsumexp. The first mean is over the steps of `mask`, the second over those
     of `in_data_mask`, both (B, L): the same steps in CQL, in COMBO those that are not imagined.
-    `weights` (B, L) multiply both at each step.
     """
     everywhere = temperature * (values / temperature).logsumexp(-1)
     in_data = values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-    if weights is not None:
-        everywhere, in_data = weights * everywhere, weights * in_data
     return (
         masked_mean(everywhere, mask, count),
         masked_mean(in_data, in_data_mask, in_data_count),
     )
-
-
-@torch.no_grad()
-def advantages(values: Tensor, targets: Targets, legal: Tensor) -> Tensor:
-    """(B, L): how much better each step turned out than its state promised, by greedy play's values
-    of both; 0 where nothing is known of what came after.
-
-    values (B, L, A), legal (B, A).
-    """
-    best = values.masked_fill(~legal.unsqueeze(1), -torch.inf).amax(-1)
-    return targets.returns + targets.discounts * best.gather(1, targets.bootstrap) - best
 
 
 def cloning_loss(

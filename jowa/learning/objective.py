@@ -15,7 +15,6 @@ from jowa.data.segments import Batch
 from jowa.learning.accuracy import agreement, world_model_accuracy
 from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import (
-    advantages,
     cloning_loss,
     cql_penalty,
     n_step_targets,
@@ -224,16 +223,11 @@ class Objective(nn.Module):
                 probs, target_probs, batch.actions, targets, legal, model.support, counts.rows
             )
             values = (probs * model.support).sum(-1)
-            target_values = (target_probs * model.support).sum(-1)
         else:
             values = model.values(output.q_logits, members)
             target_values = model.values(output.target_q_logits, members)
             td = squared_td_loss(values, target_values, batch.actions, targets, legal, counts.rows)
-        weights = None
-        if (disappointing := self.config.cql_disappointing) < 1.0:
-            better = advantages(target_values, targets, legal) >= 0.0
-            weights = torch.where(better, 1.0, disappointing)
-        penalty, metrics = self._penalty(values, batch, counts, weights)
+        penalty, metrics = self._penalty(values, batch, counts)
         if detailed:
             metrics |= agreement(values, legal, batch)
         return td + penalty, {"q/td": td.detach(), **metrics}
@@ -258,11 +252,8 @@ class Objective(nn.Module):
         combo = self.config.penalty == "combo"
         return batch.real if combo else batch.mask_padding
 
-    def _penalty(
-        self, values: Tensor, batch: Batch, counts: Counts, weights: Tensor | None
-    ) -> tuple[Tensor, Metrics]:
-        """The weighted penalty on values (B, L, A) of actions that were not taken; `weights` (B, L)
-        are of steps."""
+    def _penalty(self, values: Tensor, batch: Batch, counts: Counts) -> tuple[Tensor, Metrics]:
+        """The weighted penalty on values (B, L, A) of actions that were not taken."""
         if self.config.penalty == "none":
             return values.new_zeros(()), {}
         everywhere, in_data = cql_penalty(
@@ -273,7 +264,6 @@ class Objective(nn.Module):
             self.config.cql_temperature,
             counts.steps,
             counts.data_steps,
-            weights,
         )
         penalty = self.config.cql_weight * (everywhere - in_data)
         return penalty, {

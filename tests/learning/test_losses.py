@@ -13,7 +13,6 @@ from torch import Tensor
 
 from jowa.learning.losses import (
     IGNORE,
-    advantages,
     cql_penalty,
     n_step_targets,
     next_token_targets,
@@ -193,33 +192,6 @@ def test_cql_penalty_by_hand(temperature: float) -> None:
     expected = (soft([1.0, 2.0, 0.5]) + soft([3.0, -1.0, 0.0])) / 2
     assert float(everywhere) == pytest.approx(expected, rel=1e-5)
     assert float(in_data) == pytest.approx((2.0 + 0.0) / 2)
-
-
-def test_weights_of_the_penalty_are_those_of_steps() -> None:
-    """Both halves of a step weigh the same, so that its gradient is scaled and not turned."""
-    values = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    mask, actions = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[1, 3, 0]])
-
-    def gradient(weights: Tensor | None) -> Tensor:
-        everywhere, in_data = cql_penalty(values, actions, mask, mask, 0.5, weights=weights)
-        return torch.autograd.grad(everywhere - in_data, values)[0]
-
-    weights = torch.tensor([[1.0, 0.0, 0.25]])
-    torch.testing.assert_close(gradient(weights), gradient(None) * weights.unsqueeze(-1))
-
-
-def test_advantages_by_hand() -> None:
-    """What came after counts with its best legal value; the end with nothing; a step that nothing
-    follows is as good as it promised."""
-    values = torch.tensor([[[1.0, 9.0], [3.0, 9.0], [2.0, 9.0], [4.0, 9.0]]])
-    rewards = torch.tensor([[0.5, -1.0, 0.0, 0.0]])
-    ends = torch.tensor([[False, False, False, False]])
-    mask, legal = torch.tensor([[True, True, True, False]]), torch.tensor([[True, False]])
-    found = advantages(values, n_step_targets(rewards, ends, mask, 0.5, n=2), legal)
-    expected = [0.5 + 0.5 * -1.0 + 0.25 * 2.0 - 1.0, -1.0 + 0.5 * 2.0 - 3.0, 0.0]
-    torch.testing.assert_close(found[0, :3], torch.tensor(expected))
-    ended = n_step_targets(rewards, torch.tensor([[False, True, False, False]]), mask, 0.5, n=2)
-    assert float(advantages(values, ended, legal)[0, 1]) == -1.0 - 3.0
 
 
 def test_combo_raises_the_value_of_real_actions_only() -> None:
