@@ -35,7 +35,7 @@ world() { # world NAME OPTION...: trains the world model alone
 }
 
 foresight() {
-    local names=(whole world_alone no_code_vectors no_copying no_reward_weight full_reward)
+    local names=(whole world_alone no_code_vectors no_copying no_reward_weight little_reward)
     .venv/bin/python scripts/foresight.py "${names[@]/#/$runs/}" --root "$out/data" \
         --out "$out/ablation_scores/foresight_$seed.json"
 }
@@ -61,8 +61,8 @@ ablation whole
 world world_alone
 world no_code_vectors model.codebook_width=0
 world no_copying model.copy_previous=false
-world no_reward_weight stage2.losses.reward=1.0 stage2.losses.reward_weight=1.0
-world full_reward stage2.losses.reward=1.0
+world no_reward_weight stage2.losses.reward_weight=1.0
+world little_reward stage2.losses.reward=0.25
 together
 stage "foresight $seed" foresight
 search no_plan planner=greedy
