@@ -5,8 +5,8 @@ action are in the data. Bursts are runs of random actions, each held for a few s
 away from the player's path, so that the data also shows how to come back to it.
 
 Noise alone leaves a teacher's action the likeliest of all, so that who imitates the data plays as
-if there were none. A slow player's mistakes are the same every time: data in which most play is
-slow tells apart who learns from rewards.
+if there were none. A slow player's mistakes are the same every time, and are imitated with the
+rest: `reaction_steps` of a teacher.
 """
 
 from __future__ import annotations
