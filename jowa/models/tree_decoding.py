@@ -9,8 +9,9 @@ a block, D width, H heads, d = D/H. Keys and values of a layer stand side by sid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
@@ -26,31 +27,45 @@ Layers = list[Tensor]  # keys and values (rows, S, 2·D) of every layer
 @dataclass
 class Past:
     """What C nodes look back on: the contexts (B, P, 2·D) a layer of their `environments` (C,), of
-    which `known` (B,) tokens are real; then the blocks of their ancestors, which stand in the rows
-    (C,) of each depth's layers."""
+    which `known` (B,) tokens are real; then the rows `ancestors` (depth, C) of `blocks`, the keys
+    and values (rows, K, 2·D) a layer of all nodes."""
 
     contexts: Layers
     known: Tensor
     environments: Tensor
-    ancestors: list[tuple[Layers, Tensor]]
+    blocks: Layers
+    ancestors: Tensor
 
     def mask(self, tokens: int, dtype: torch.dtype) -> Tensor:
         """(C, 1, K, S): -inf where one of K = `tokens` new ones does not see one of S keys."""
         device, P = self.known.device, self.contexts[0].shape[1]
         context = torch.arange(P, device=device) < self.known[self.environments].unsqueeze(1)
-        parts = [context.unsqueeze(1).expand(-1, tokens, -1)]
-        for layers, _ in self.ancestors:
-            shape = (len(context), tokens, layers[0].shape[1])
-            parts.append(torch.ones(shape, dtype=torch.bool, device=device))
+        before = context.new_ones(len(context), len(self.ancestors) * tokens)
+        past = torch.cat([context, before], dim=1).unsqueeze(1).expand(-1, tokens, -1)
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-        parts.append(causal.expand(len(context), -1, -1))
-        return padding_mask(torch.cat(parts, dim=-1), dtype).unsqueeze(1)
+        seen = torch.cat([past, causal.expand(len(context), -1, -1)], dim=-1)
+        return padding_mask(seen, dtype).unsqueeze(1)
 
     def gather(self, layer: int, new: Tensor) -> Tensor:
         """(C, S, 2·D): all keys and values of a layer, `new` (C, K, 2·D) at the end."""
         past = [self.contexts[layer].index_select(0, self.environments)]
-        past += [layers[layer].index_select(0, rows) for layers, rows in self.ancestors]
+        past += [self.blocks[layer].index_select(0, rows) for rows in self.ancestors]
         return torch.cat([*past, new], dim=1)
+
+
+@cache
+def _tree_attention() -> Callable[..., Tensor] | None:
+    """Attention that gathers nothing, where there is Triton."""
+    try:
+        from jowa.models.tree_kernel import tree_attention
+    except ImportError:
+        return None
+    return tree_attention
+
+
+def _kernel_for(qkv: Tensor) -> Callable[..., Tensor] | None:
+    # float64, which only tests compute in, is left to PyTorch.
+    return _tree_attention() if qkv.is_cuda and qkv.dtype != torch.float64 else None
 
 
 def blank(transformer: Transformer, rows: int, tokens: int, like: Tensor) -> Layers:
@@ -85,23 +100,31 @@ def read_contexts(transformer: Transformer, x_BPD: Tensor, last: Tensor, layers:
 
 
 def compute_blocks(
-    transformer: Transformer, x_CKD: Tensor, own: Layers, rows: Tensor | None, past: Past
+    transformer: Transformer, x_CKD: Tensor, rows: Tensor | slice, past: Past
 ) -> Tensor:
     """Activations (C, K, D) of the embedded blocks of nodes, whose keys and values go to `rows`
-    (C,) of their depth's layers `own`, to all of them if None."""
+    (C,) of `past.blocks`."""
     D, H = x_CKD.shape[2], transformer.config.heads
     mask: Tensor | None = None
-    for layer, (block, place) in enumerate(zip(_blocks(transformer), own, strict=True)):
+    for layer, block in enumerate(_blocks(transformer)):
         qkv = block.attention.qkv(block.ln1(x_CKD))
-        new = qkv[..., D:]
-        if rows is None:
-            place.copy_(new)
+        new, contexts, blocks = qkv[..., D:], past.contexts[layer], past.blocks[layer]
+        _put(blocks, rows, new)
+        if kernel := _kernel_for(qkv):
+            known, environments = past.known, past.environments
+            out = kernel(qkv, H, contexts, known, environments, blocks, past.ancestors)
         else:
-            place.index_copy_(0, rows, new)
-        mask = past.mask(x_CKD.shape[1], qkv.dtype) if mask is None else mask
-        out = _attention(qkv[..., :D], past.gather(layer, new), H, mask)
+            mask = past.mask(x_CKD.shape[1], qkv.dtype) if mask is None else mask
+            out = _attention(qkv[..., :D], past.gather(layer, new), H, mask)
         x_CKD = _after(block, x_CKD, out)
     return transformer.ln_f(x_CKD)
+
+
+def _put(place: Tensor, rows: Tensor | slice, new: Tensor) -> None:
+    if isinstance(rows, slice):
+        place[rows] = new
+    else:
+        place.index_copy_(0, rows, new)
 
 
 def _store(place: Tensor, new: Tensor) -> None:

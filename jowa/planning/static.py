@@ -58,14 +58,17 @@ class Search:
         kept, keys = 1, like.new_zeros(0, dtype=shape.dtype)
         self.width = min(shape.rules.beam_width, NUM_ACTIONS)
         self.depths: list[Depth] = []
+        blocks = 0
         # Without levels nobody looks back on the contexts.
         self.contexts = blank(model.transformer, B if H else 0, T * BLOCK_TOKENS - 1, keys)
         for _ in range(H):
             R = B * kept * self.width
-            layers = blank(model.transformer, R, BLOCK_TOKENS, keys)
             hidden = like.new_zeros(2, R, like.shape[1])
-            self.depths.append(Depth(layers, hidden[0], hidden[1]))
+            self.depths.append(Depth(blocks, hidden[0], hidden[1]))
+            blocks += R
             kept = min(shape.rules.beam_width, kept * self.width)
+        # Keys and values of all levels' nodes.
+        self.blocks = blank(model.transformer, blocks, BLOCK_TOKENS, keys)
 
     # What the host does.
 
@@ -211,11 +214,9 @@ class Search:
             beam, level, nodes = D[depth - 2].beam, D[depth - 2].level, D[depth - 2].nodes
             assert level is not None and nodes is not None
             parents = environments.unsqueeze(1) * level.actions.shape[1] + level.kept
-            previous, row = (
-                nodes.tokens[:, 1:],
-                torch.arange(len(nodes.tokens), device=parents.device),
-            )
-            ancestors = torch.cat([nodes.ancestors, row.unsqueeze(0)])
+            previous = nodes.tokens[:, 1:]
+            own = D[depth - 2].first + torch.arange(len(previous), device=parents.device)
+            ancestors = torch.cat([nodes.ancestors, own.unsqueeze(0)])
         assert beam is not None
         actions, real = expand(beam, self.width)
         parents = parents.flatten().repeat_interleave(self.width)
@@ -273,17 +274,16 @@ class Search:
             x if everything else x[rows]
             for x in (nodes.tokens, nodes.base, nodes.previous, nodes.start)
         )
-        depths = zip(self.depths, nodes.ancestors[:, rows], strict=False)
         past = Past(
             self.contexts,
             self.root.position,
             rows // nodes.actions.shape[1],
-            [(ancestor.layers, at) for ancestor, at in depths],
+            self.blocks,
+            nodes.ancestors if everything else nodes.ancestors[:, rows],
         )
+        own = slice(place.first, place.first + len(rows)) if everything else place.first + rows
         x = base + F.embedding(tokens, self.tables.observation)
-        hidden = compute_blocks(
-            model.transformer, x, place.layers, None if everything else rows, past
-        )
+        hidden = compute_blocks(model.transformer, x, own, past)
         hints = previous if model.config.copy_previous else None
         logits = model.predict_tokens(hidden[:, :FRAME_TOKENS], hints)
         if not logits.is_cuda:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from jowa.models.tree_decoding import Layers
 from jowa.planning.paths import Beam, Level, Rules
 
 State = TypeVar("State", bound=tuple[Any, ...])
@@ -47,7 +46,7 @@ class Root(NamedTuple):
 class Nodes(NamedTuple):
     """The R rows of a level. Frames so far `tokens` (R, 37), behind a V for the action, after
     `previous` (R, 36); `base` (R, 37, D) embeds what else is known of them; positions before
-    `start` (R,) are settled, all 37 at the end. `ancestors` (depth - 1, R) are the rows they
+    `start` (R,) are settled, all 37 at the end. `ancestors` (depth - 1, R) are the blocks that they
     descend from at each level before; `actions` and `real` (B, M) as of `paths.expand`."""
 
     tokens: Tensor
@@ -61,10 +60,11 @@ class Nodes(NamedTuple):
 
 @dataclass
 class Depth:
-    """A level's rows: their keys and values, activations (R, D) at their actions and at their last
-    tokens, and, once they are there, the nodes, which of them are kept and that beam."""
+    """A level's rows: which of all levels' blocks is the first of theirs, activations (R, D) at
+    their actions and at their last tokens, and, once they are there, the nodes, which of them are
+    kept and that beam."""
 
-    layers: Layers
+    first: int
     action_hidden: Tensor
     hidden: Tensor
     nodes: Nodes | None = None
