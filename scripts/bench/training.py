@@ -141,6 +141,7 @@ def measure(
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
+    torch.compiler.reset()  # or a second size is compiled for any size, which is slower
     tokenizer = build_tokenizer(config.tokenizer).requires_grad_(False)
     model = WorldActionModel(config.model)
     objective = Objective(tokenizer, model, losses).to(compute.device).train()

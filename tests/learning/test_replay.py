@@ -28,7 +28,11 @@ Maker = Callable[..., Objective]
 
 
 def make_step(
-    objective: Objective, replay: bool, dropout: float = 0.0, where: str = "cuda"
+    objective: Objective,
+    replay: bool,
+    dropout: float = 0.0,
+    where: str = "cuda",
+    compile: bool = False,
 ) -> Step:
     device = torch.device(where)
     objective.to(device).train()
@@ -39,7 +43,7 @@ def make_step(
         if isinstance(module, Attention):
             module.dropout = dropout
     optimizer, compute = build_optimizer(objective, OPTIMIZER), Compute(device, torch.float32)
-    return Step(objective, optimizer, OPTIMIZER, compute, STEPS, 5, compile=False, replay=replay)
+    return Step(objective, optimizer, OPTIMIZER, compute, STEPS, 5, compile, replay)
 
 
 @pytest.fixture
@@ -76,6 +80,21 @@ def test_weights_metrics_and_counters_are_those_of_ordinary_steps(
         else:
             torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
     assert sum(not torch.equal(before[name], value) for name, value in theirs.items()) > 5
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "losses", [LossConfig(tokenizer=1.0, world_model=0.5), LossConfig(world_model=0.5, q=1.0)]
+)
+def test_a_compiled_step_that_reads_frames_replays_to_the_same_losses(
+    losses: LossConfig, make_objective: Maker, batch: Batch
+) -> None:
+    plain = make_step(make_objective(losses), replay=False)
+    compiled = make_step(make_objective(losses), replay=True, compile=True)
+    batch = batch.to("cuda")
+    for number in range(8):
+        expected, found = (step(batch, number, False)["loss/total"] for step in (plain, compiled))
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
 
 
 @needs_gpu
