@@ -26,7 +26,12 @@ from jowa.learning.checkpoint import versions
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 # What a GPU does otherwise than a CPU.
-TESTS = ("test_conformance.py", "learning/test_replay.py", "planning/test_cuda_graphs.py")
+TESTS = (
+    "test_conformance.py",
+    "learning/test_replay.py",
+    "models/test_tree_kernel.py",
+    "planning/test_cuda_graphs.py",
+)
 TAIL = 4000  # characters kept of what a part said
 
 
