@@ -1,15 +1,21 @@
 """Attention of the nodes of a search tree as one GPU kernel, in Triton.
 
 Each node reads the keys and values of its context and of its ancestors where they stand, so that
-nothing is gathered for it: for 1,024 nodes of 64 contexts that is two thirds of what attention
-otherwise moves through memory.
+nothing is gathered for it and no mask is made. Where this cannot be imported `tree_decoding` does
+without.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
+    raise ImportError("Triton starts its kernels by code that it compiles: there is no C compiler")
 
 _TILE = 64  # keys at a time
 
