@@ -52,8 +52,8 @@ def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     planning += ["--device", "cuda", "--envs", "1", "16", "64", "--beams", "4x2", "--no-trees"]
     planning += ["--decodes", "static", "--dtypes", "bfloat16"]
     planning += ["--decisions", "16", "--repeats", "5", "--steps", "80"]
-    for size in ("nano", "jowa_150m"):
-        chosen[f"planning_{size}"] = [*planning, "--sizes", size]
+    chosen["planning_nano"] = [*planning, "--sizes", "own"]
+    chosen["planning_jowa_150m"] = [*planning, "--sizes", "jowa_150m"]
     return {name: chosen[name] for name in chosen if not options.only or name in options.only}
 
 

@@ -42,6 +42,7 @@ from jowa.planning.static_state import Work
 
 # Beam widths and horizons of the checkpoint's model; of other sizes the first alone.
 BEAMS = ("2x2", "1x0", "2x1", "4x2")
+OWN = "own"  # the size that is the checkpoint's own model, as trained as it is
 
 
 def main() -> None:
@@ -59,9 +60,10 @@ def main() -> None:
     pool = contexts(max(args.decisions, *args.envs), 1)
     rows: list[dict[str, Any]] = []
     for size in args.sizes:
-        model = agent.model if size == "nano" else of_size(size, agent, contexts, args.steps)
+        own = size == OWN
+        model = agent.model if own else of_size(size, agent, contexts, args.steps)
         lowered = {name: for_inference(model, _DTYPES[name]) for name in args.dtypes}
-        beams = args.beams or (BEAMS if size == "nano" else BEAMS[:1])
+        beams = args.beams or (BEAMS if own else BEAMS[:1])
         for number, beam in enumerate(beams):
             width, horizon = map(int, beam.split("x"))
             some = tuple(x[: args.decisions] for x in pool)
@@ -69,7 +71,12 @@ def main() -> None:
             for envs in args.envs:
                 for dtype in args.dtypes:
                     for decode in args.decodes[: 1 if number else None]:
-                        row = {"model": size, "W": width, "H": horizon, "envs": envs}
+                        row = {
+                            "model": _name(args) if own else size,
+                            "W": width,
+                            "H": horizon,
+                            "envs": envs,
+                        }
                         row |= {"dtype": dtype, "decode": decode}
                         row |= measure(
                             model, lowered[dtype], pool, row, expected, args.repeats, peak[dtype]
@@ -78,7 +85,7 @@ def main() -> None:
                         write(args.out, facts, rows)
                         print(_line(row), flush=True)
     if args.trees:
-        rows += [trees(agent, contexts, envs, args.repeats) for envs in args.envs]
+        rows += [trees(_name(args), agent, contexts, envs, args.repeats) for envs in args.envs]
     write(args.out, facts, rows)
 
 
@@ -163,17 +170,21 @@ def floor_s(
     return max(flops / peak, (1 + horizon) * weights * size / bandwidth)
 
 
-def trees(agent: Agent, contexts: Contexts, envs: int, repeats: int) -> dict[str, Any]:
-    """Tree search with 16 simulations, two deep, nano."""
+def trees(name: str, agent: Agent, contexts: Contexts, envs: int, repeats: int) -> dict[str, Any]:
+    """Tree search with 16 simulations, two deep."""
     pool, decoder = contexts(envs, 2), Decoder()
     run = lambda: tree_search(agent.model, *pool, 16, 2, decoder=decoder)  # noqa: E731
     for _ in range(2):
         run()
     ms = 1e3 * statistics.median(_seconds(run, agent.device) for _ in range(repeats))
-    row = {"model": "nano", "search": "mcts", "simulations": 16, "H": 2, "envs": envs}
+    row = {"model": name, "search": "mcts", "simulations": 16, "H": 2, "envs": envs}
     row |= {"dtype": "float32", "decode": "auto", "ms": round(ms, 2)}
     print(row, flush=True)
     return row
+
+
+def _name(args: argparse.Namespace) -> str:
+    return Path(args.checkpoint).name
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -229,7 +240,7 @@ def _facts(args: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
         "torch": torch.__version__,
         "load_average": os.getloadavg(),
-        "note": "models but nano are not the published ones: briefly trained, see --steps",
+        "note": "models but the checkpoint's own are briefly trained, see --steps",
     }
 
 
@@ -245,7 +256,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="run or checkpoint of `jowa pretrain`, or `nano`")
     parser.add_argument("data_root", nargs="?", help="its episodes, for real contexts")
     parser.add_argument("--random", action="store_true", help="contexts without data, made up")
-    parser.add_argument("--sizes", nargs="+", default=["nano", "jowa_40m"])
+    parser.add_argument("--sizes", nargs="+", default=[OWN, "jowa_40m"])
     parser.add_argument("--beams", nargs="+", help="such as 4x2: beam width 4, horizon 2")
     parser.add_argument("--envs", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--decodes", nargs="+", choices=MODES, default=["auto", "drafted", "plain"])
@@ -254,7 +265,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--decisions", type=int, default=64, help="compared with the plain search")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=60, help="training of sizes but nano")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="training of sizes but the checkpoint's own"
+    )
     parser.add_argument("--no-trees", dest="trees", action="store_false", help="beam search alone")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
