@@ -40,7 +40,7 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) 
     query, key, value = (x.flatten(0, 1) for x in (query, key, value))
     if dropout:
         value = value * (1.0 / (1.0 - dropout))  # scaled where it is smaller
-    found = []
+    found: list[Tensor] = []
     # All in the precision of the inputs: the softmax adds up in float32 anyway.
     with torch.autocast(query.device.type, enabled=False):
         for rows in query.split(-(-N // _SLICES), dim=1):
