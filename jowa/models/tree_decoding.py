@@ -63,9 +63,11 @@ def _tree_attention() -> Callable[..., Tensor] | None:
     return tree_attention
 
 
-def _kernel_for(qkv: Tensor) -> Callable[..., Tensor] | None:
-    # float64, which only tests compute in, is left to PyTorch.
-    return _tree_attention() if qkv.is_cuda and qkv.dtype != torch.float64 else None
+def _kernel_for(qkv: Tensor, heads: int) -> Callable[..., Tensor] | None:
+    # float64, which only tests compute in, is left to PyTorch, and so are heads whose tiles might
+    # not fit in a processor's shared memory.
+    fits = qkv.shape[2] // 3 // heads <= 128 and qkv.dtype != torch.float64
+    return _tree_attention() if qkv.is_cuda and fits else None
 
 
 def blank(transformer: Transformer, rows: int, tokens: int, like: Tensor) -> Layers:
@@ -110,7 +112,7 @@ def compute_blocks(
         qkv = block.attention.qkv(block.ln1(x_CKD))
         new, contexts, blocks = qkv[..., D:], past.contexts[layer], past.blocks[layer]
         _put(blocks, rows, new)
-        if kernel := _kernel_for(qkv):
+        if kernel := _kernel_for(qkv, H):
             known, environments = past.known, past.environments
             out = kernel(qkv, H, contexts, known, environments, blocks, past.ancestors)
         else:

@@ -109,6 +109,7 @@ def tree_attention(
     2·D) the first `known` (B,) tokens of row `environments` (C,), all of the rows `ancestors`
     (depth, C) of `blocks` (rows, K, 2·D), and their own tokens causally. On a GPU; contiguous."""
     C, K, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    assert K <= _TILE, "a block is one tile"
     width = D // heads
     out = qkv.new_empty(C, K, D)
     _attend[(C, heads)](
