@@ -2,10 +2,11 @@
 
     python scripts/bench/gpu.py --out eval/results/gpu.json [--checkpoint RUN] [--data ROOT]
 
-Runs the conformance of all numbers in float32 and bfloat16, the GPU's share of the tests, the
-training bench for every published size (eager beside a plain implementation, as one CUDA graph,
-and compiled as well), and the planner's bench, with real contexts if there are episodes. A part
-that fails is recorded with what it said, and the others go on.
+Runs the GPU's share of the tests (`--only tests`; its files side by side), the conformance of all
+numbers in float32 and bfloat16, the training bench for every published size (eager beside a plain
+implementation, as one CUDA graph, and compiled as well), and the planner's bench, with real
+contexts if there are episodes. A part that fails is recorded with what it said, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,19 @@ from jowa.learning.checkpoint import versions
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "scripts" / "bench"
 # What a GPU does otherwise than a CPU.
-TESTS = (
-    "test_conformance.py",
-    "learning/test_replay.py",
-    "models/test_tree_kernel.py",
-    "planning/test_cuda_graphs.py",
-)
+TESTS = {
+    "tests_conformance": "test_conformance.py",
+    "tests_replay": "learning/test_replay.py",
+    "tests_tree_kernel": "models/test_tree_kernel.py",
+    "tests_cuda_graphs": "planning/test_cuda_graphs.py",
+}
 TAIL = 4000  # characters kept of what a part said
 
 
 def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     """Command lines by name; those that write JSON are given --out later."""
-    tests = [str(ROOT / "tests" / name) for name in TESTS]
-    chosen: dict[str, list[str]] = {"tests": ["-m", "pytest", "-q", *tests]}
+    pytest = ["-m", "pytest", "-q", "--durations=5"]
+    chosen = {name: [*pytest, str(ROOT / "tests" / file)] for name, file in TESTS.items()}
     for dtype in ("float32", "bfloat16"):
         script = [str(BENCH / "conformance.py"), "--device", "cuda", "--dtype", dtype]
         chosen[f"conformance_{dtype}"] = script
@@ -54,14 +56,17 @@ def parts(options: argparse.Namespace) -> dict[str, list[str]]:
     planning += ["--decisions", "16", "--repeats", "5", "--steps", "80"]
     chosen["planning_nano"] = [*planning, "--sizes", "own"]
     chosen["planning_jowa_150m"] = [*planning, "--sizes", "jowa_150m"]
-    return {name: chosen[name] for name in chosen if not options.only or name in options.only}
+    only = set(options.only or chosen)
+    if "tests" in only:
+        only |= TESTS.keys()
+    return {name: command for name, command in chosen.items() if name in only}
 
 
 def run(name: str, command: list[str], limit: float) -> dict[str, Any]:
     """What a part said, how long it took, and its JSON if it wrote one."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        writes = [] if name == "tests" else ["--out", str(out)]
+        writes = [] if name in TESTS else ["--out", str(out)]
         started = time.perf_counter()
         try:
             done = subprocess.run(
@@ -108,11 +113,22 @@ def main() -> int:
     if options.only and options.out.exists():  # other parts of an earlier run stay
         results = json.loads(options.out.read_text())["parts"]
     chosen = parts(options)
-    for name, command in chosen.items():
-        print(f"{name} ...", flush=True)
-        results[name] = run(name, command, options.limit)
-        print(f"{name}: exit {results[name]['exit_code']}, {results[name]['seconds']} s")
+
+    def record(name: str, found: dict[str, Any]) -> None:
+        print(f"{name}: exit {found['exit_code']}, {found['seconds']} s", flush=True)
+        results[name] = found
         options.out.write_text(json.dumps({**facts, "parts": results}, indent=1) + "\n")
+
+    def started(name: str) -> dict[str, Any]:
+        return run(name, chosen[name], options.limit)
+
+    tests = [name for name in chosen if name in TESTS]
+    with ThreadPoolExecutor(len(TESTS)) as pool:  # they time nothing
+        for name, found in zip(tests, pool.map(started, tests), strict=True):
+            record(name, found)
+    for name in chosen:
+        if name not in TESTS:
+            record(name, started(name))
     return int(any(results[name]["exit_code"] != 0 for name in chosen))
 
 
