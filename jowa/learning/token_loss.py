@@ -54,25 +54,29 @@ class TokenLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if enabled else features.dtype
         with torch.autocast(device, enabled=False):
             x, w, b = features.to(dtype), weight.to(dtype), bias.to(dtype)
-            grad_x = torch.empty_like(x)
-            grad_w, grad_b = torch.zeros_like(weight), torch.zeros_like(bias)
-            grad_gates = None if gates is None else torch.empty_like(gates, dtype=torch.float32)
+            # Compiled, a tensor that is saved must not have been changed in place.
             total = torch.zeros((), device=x.device)
+            grad_w, grad_b = torch.zeros_like(weight), torch.zeros_like(bias)
+            of_x: list[Tensor] = []
+            of_gates: list[Tensor] = []
             rows = ROWS[device]
             for start in range(0, len(x), rows):
                 part = slice(start, start + rows)
-                loss, error = _rows(
+                loss, error, gate = _rows(
                     torch.addmm(b, x[part], w.T).float(),
                     targets[part],
                     None if gates is None else gates[part],
                     None if hints is None else hints[part],
-                    None if grad_gates is None else grad_gates[part],
                 )
-                total += loss
-                grad_b += error.sum(0)
+                total = total + loss
+                grad_b = grad_b + error.sum(0)
                 error = error.to(dtype)
-                torch.mm(error, w, out=grad_x[part])
-                grad_w += error.T @ x[part]
+                grad_w = grad_w + error.T @ x[part]
+                of_x.append(error @ w)
+                if gate is not None:
+                    of_gates.append(gate)
+            grad_x = torch.cat(of_x)
+            grad_gates = torch.cat(of_gates) if of_gates else None
         ctx.save_for_backward(grad_x, grad_w, grad_b, grad_gates)
         ctx.dtypes = features.dtype, None if gates is None else gates.dtype
         return total
@@ -86,14 +90,11 @@ class TokenLoss(torch.autograd.Function):
 
 
 def _rows(
-    logits: Tensor,
-    targets: Tensor,
-    gates: Tensor | None,
-    hints: Tensor | None,
-    grad_gates: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The summed loss of some rows and its gradient by their logits, which it overwrites."""
-    index = where = None
+    logits: Tensor, targets: Tensor, gates: Tensor | None, hints: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The summed loss of some rows and its gradients by their logits, which it overwrites, and by
+    their gates."""
+    index = where = gate = None
     if gates is not None and hints is not None:
         where = (hints < logits.shape[1]).unsqueeze(1)
         index = hints.clamp(max=logits.shape[1] - 1).unsqueeze(1)
@@ -107,6 +108,6 @@ def _rows(
     # Softmax less one at the target; nothing in rows without one.
     logits *= real / mass
     logits.scatter_add_(1, target, -real.to(logits.dtype))
-    if grad_gates is not None and index is not None and where is not None:
-        grad_gates.copy_((logits.gather(1, index) * where).squeeze(1))
-    return loss, logits
+    if index is not None and where is not None:
+        gate = (logits.gather(1, index) * where).squeeze(1)
+    return loss, logits, gate

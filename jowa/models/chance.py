@@ -14,7 +14,9 @@ _MASK = 0xFFFFFFFF
 
 def uniform(keys: Tensor, count: int, stream: int = 0) -> Tensor:
     """(B, count) numbers in [0, 1) from keys int64 (B,); other streams give other numbers."""
-    position = torch.arange(count, device=keys.device) * 2 + 1 + stream * 0x9E3779B9
+    # Signed, as compilers for GPUs count positions in 32 bits.
+    first = (1 + stream * 0x9E3779B9 + 2**31) % 2**32 - 2**31
+    position = torch.arange(count, device=keys.device) * 2 + first
     x = _scramble((keys.unsqueeze(1) & _MASK) ^ _scramble(position & _MASK))
     return (x >> 8).float() * 2.0**-24
 

@@ -31,6 +31,7 @@ BENCH = ROOT / "scripts" / "bench"
 TESTS = {
     "tests_conformance": "test_conformance.py",
     "tests_replay": "learning/test_replay.py",
+    "tests_token_loss": "learning/test_token_loss.py",
     "tests_tree_kernel": "models/test_tree_kernel.py",
     "tests_cuda_graphs": "planning/test_cuda_graphs.py",
 }

