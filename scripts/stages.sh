@@ -24,7 +24,10 @@ stage() { # stage NAME COMMAND...: says what it does
 
 # Work side by side: `beside COMMAND...` for each part, then `together`. JOBS at once, by default one
 # after the other; a GPU and many cores want as many as there are parts. What one says goes to a log.
+# They share the cores: more threads than cores wait for each other most of the time.
 jobs=${JOBS:-1}
+share=$(($(nproc) / jobs))
+[ "$jobs" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
 parts=()
 
 beside() { # beside NAME COMMAND...

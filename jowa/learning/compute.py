@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ComputeConfig:
     """`device` and `dtype` may be "auto": a GPU where there is one; bfloat16 where it is fast.
 
-    `threads` 0 means all cores. `parallel` says what each process of training under torchrun holds:
+    `threads` 0 means OMP_NUM_THREADS if one process is alone, and else all cores. `parallel` says what each process of training under torchrun holds:
     ddp, all of the model; fsdp, its part of the model's weights, gradients and optimiser state, for
     models that outgrow one GPU. Both learn the same, and either goes on from the other's
     checkpoints.
@@ -90,8 +90,7 @@ def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UserError(f"compute.dtype is {config.dtype!r}: use auto, float32 or bfloat16.")
     dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // on_host))
+    torch.set_num_threads(config.threads or _threads())
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.cuda.set_device(device)
@@ -116,3 +115,11 @@ def cpu_info(key: str) -> str:
     except OSError:
         return ""
     return line.partition(":")[2].strip()
+
+
+def _threads() -> int:
+    """This process's share of the cores, or what the user wants every program to take."""
+    on_host, wanted = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("OMP_NUM_THREADS", "")
+    if on_host is None and wanted.isdigit() and int(wanted):  # torchrun sets it to 1 of its own
+        return int(wanted)
+    return max(1, len(os.sched_getaffinity(0)) // int(on_host or 1))
