@@ -19,10 +19,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ComputeConfig:
     """`device` and `dtype` may be "auto": a GPU where there is one; bfloat16 where it is fast.
 
-    `threads` 0 means OMP_NUM_THREADS if one process is alone, and else all cores. `parallel` says what each process of training under torchrun holds:
-    ddp, all of the model; fsdp, its part of the model's weights, gradients and optimiser state, for
-    models that outgrow one GPU. Both learn the same, and either goes on from the other's
-    checkpoints.
+    `threads` 0 means OMP_NUM_THREADS where one process is alone, and else all cores. `parallel`
+    says what each process of training under torchrun holds: ddp, all of the model; fsdp, its part
+    of the model's weights, gradients and optimiser state, for models that outgrow one GPU. Both
+    learn the same, and either goes on from the other's checkpoints.
     """
 
     device: str = "auto"
