@@ -99,7 +99,7 @@ def test_huge_logits_stay_finite() -> None:
 
 
 def test_no_saved_gradient_was_changed_in_place() -> None:
-    """A compiler may save such a tensor as it was before: PyTorch 2.11 did on a GPU, and every
+    """A compiler may save such a tensor as it was before: PyTorch 2.11 did, and every
     gradient was zero."""
     leaves, layer, targets, hints = case(True)
     loss = token_loss(leaves[0], layer, targets, leaves[1], hints)
