@@ -35,7 +35,7 @@ world() { # world NAME OPTION...: trains the world model alone
 }
 
 foresight() {
-    local names=(whole world_alone no_code_vectors no_copying no_reward_weight little_reward)
+    local names=(whole world_alone no_code_vectors no_copying no_reward_weight full_reward)
     .venv/bin/python scripts/foresight.py "${names[@]/#/$runs/}" --root "$out/data" \
         --out "$out/ablation_scores/foresight_$seed.json"
 }
@@ -54,7 +54,7 @@ ablation no_world_model objective=no_world_model
 ablation no_bell objective=no_world_model model.bell_start=0
 ablation no_temperature objective=no_world_model stage2.losses.cql_temperature=1.0
 ablation one_step objective=no_world_model stage2.losses.n_step=1
-ablation no_reward_sampling objective=no_world_model stage2.reward_fraction=0
+ablation rewards_drawn objective=no_world_model stage2.reward_fraction=0.25
 ablation data_40 objective=no_world_model data.share=0.4
 ablation double_width objective=no_world_model model.q_width=384 model.reader_width=512
 ablation whole
@@ -62,7 +62,7 @@ world world_alone
 world no_code_vectors model.codebook_width=0
 world no_copying model.copy_previous=false
 world no_reward_weight stage2.losses.reward_weight=1.0
-world little_reward stage2.losses.reward=0.25
+world full_reward stage2.losses.reward=1.0
 together
 stage "foresight $seed" foresight
 search no_plan planner=greedy
