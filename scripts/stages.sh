@@ -27,7 +27,7 @@ stage() { # stage NAME COMMAND...: says what it does
 # They share the cores: more threads than cores wait for each other most of the time.
 jobs=${JOBS:-1}
 share=$(($(nproc) / jobs))
-[ "$jobs" = 1 ] || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
+share=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
 parts=()
 
 beside() { # beside NAME COMMAND...
@@ -37,7 +37,7 @@ beside() { # beside NAME COMMAND...
     fi
     while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
     mkdir -p "$out/logs"
-    "${@:2}" >"$out/logs/$1.txt" 2>&1 &
+    (export OMP_NUM_THREADS=$share; "${@:2}") >"$out/logs/$1.txt" 2>&1 &
     parts+=("$!:$1")
 }
 
