@@ -15,6 +15,7 @@ from torch import Tensor
 from jowa.data.episode_writer import FRAME_SHAPE
 from jowa.data.episodes import END_TERMINAL, EpisodeFile
 from jowa.data.sampler import Sampler
+from jowa.errors import UserError
 
 __all__ = ["Batch", "Pad", "Sampler", "SegmentDataset", "windows"]
 
@@ -113,8 +114,9 @@ def _chosen(
     counts = -(-np.diff(episode_starts) // stride)
     number = np.arange(len(counts))
     held = number % hold_out == hold_out - 1 if hold_out else np.zeros(len(counts), dtype=bool)
-    # Evenly spread, so that every tier of play keeps its part.
-    taken = held if held_out else ~held & (np.diff((np.arange(len(counts) + 1) * share) // 1) > 0)
+    # Evenly spread over those not held out, so that every tier of play keeps its part.
+    due = (np.cumsum(~held) * share) // 1
+    taken = held if held_out else ~held & (np.diff(due, prepend=0.0) > 0)
     return np.asarray(np.repeat(taken, counts))
 
 
@@ -130,13 +132,16 @@ class SegmentDataset:
         pad: the side on which short windows are padded.
         hold_out: of every so many episodes of a file the last is held out; 0 holds out none.
         held_out: take the segments of these episodes instead of all others.
-        share: part of the episodes to take, evenly spread; of those that are held out always all.
+        share: part of the other episodes to take, evenly spread; of held-out ones always all.
 
     Attributes:
         segment_game: (S,) int64 game id of each segment.
         segment_steps: (S,) int64 number of real steps of each segment, at most L.
         segment_has_reward: (S,) bool, whether any of its clipped rewards is not zero.
         fingerprint: hex sha256 of what the segment numbers stand for.
+
+    Raises:
+        UserError: naming a file of which the share leaves nothing.
     """
 
     def __init__(
@@ -164,6 +169,12 @@ class SegmentDataset:
             ]
             for file in files
         ]
+        empty = [f for f, part in zip(files, cut, strict=True) if not len(part) and not held_out]
+        if empty:
+            raise UserError(
+                f"share={share} of the {empty[0].num_episodes} episodes of {empty[0].game.name} "
+                f"(one in {hold_out} held out) is none of them: raise it, or collect more."
+            )
         rows = np.concatenate(
             [part + first for part, first in zip(cut, self._first_rows[:-1], strict=True)]
         )

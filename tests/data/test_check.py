@@ -17,9 +17,9 @@ from jowa.data.tokens import encode_store
 
 @pytest.fixture
 def store(data_root: Path, tmp_path: Path) -> Path:
-    """A copy of the real data, with tokens."""
+    """A copy of the real data, with tokens of its own."""
     root = tmp_path / "data"
-    shutil.copytree(data_root, root)
+    shutil.copytree(data_root, root, ignore=shutil.ignore_patterns("tokens"))
     with EpisodeFile(root / "Pong.h5") as file:
         encode_store(
             [file],

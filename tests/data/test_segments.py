@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jowa.data.episodes import END_NONE, END_TERMINAL, END_TRUNCATED, EpisodeFile, EpisodeWriter
 from jowa.data.sampler import Balance
-from jowa.data.segments import Batch, Pad, Sampler, SegmentDataset, windows
+from jowa.data.segments import Batch, Pad, Sampler, SegmentDataset, _chosen, windows
 from jowa.data.tokens import PLACES, place
 from jowa.errors import UserError
 from jowa.games import get
@@ -335,6 +335,23 @@ def test_a_share_of_the_episodes_is_spread_evenly_and_leaves_those_held_out(
         mine = part._file_of_segment == number
         starts = part._rows(np.flatnonzero(mine))[0][:, 0] - first
         episodes = set(np.searchsorted(file.episode_starts[1:], starts, "right").tolist())
-        expected = {e for e in range(file.num_episodes) if e % 2 == 1 and e % 3 != 2}
-        assert episodes == expected
+        kept = [e for e in range(file.num_episodes) if e % 3 != 2]
+        assert episodes == set(kept[1::2])
         first += file.num_transitions
+
+
+@pytest.mark.parametrize("hold_out", [0, 3, 20])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.4, 0.5, 0.99])
+def test_a_share_is_that_part_of_the_episodes_not_held_out(hold_out: int, share: float) -> None:
+    """Whatever the two periods have in common."""
+    episodes = np.arange(401)
+    whole = _chosen(episodes, 1, hold_out, False, 1.0)
+    part = _chosen(episodes, 1, hold_out, False, share)
+    assert not (part & ~whole).any()
+    assert 0 <= share * whole.sum() - part.sum() < 1
+    assert np.ptp(np.diff(np.flatnonzero(part[whole]))) <= 1  # evenly spread
+
+
+def test_a_share_that_leaves_nothing_of_a_game_is_refused(files: list[EpisodeFile]) -> None:
+    with pytest.raises(UserError, match=rf"share=0.001 .* of {files[0].game.name} .*raise it"):
+        SegmentDataset(files, share=0.001)
