@@ -17,6 +17,7 @@ from jowa.learning.loss_config import LossConfig
 from jowa.learning.losses import (
     cloning_loss,
     cql_penalty,
+    masked_mean,
     n_step_targets,
     next_token_targets,
     squared_td_loss,
@@ -228,6 +229,8 @@ class Objective(nn.Module):
             target_values = model.values(output.target_q_logits, members)
             td = squared_td_loss(values, target_values, batch.actions, targets, legal, counts.rows)
         penalty, metrics = self._penalty(values, batch, counts)
+        best = values.detach().amax(-1)
+        metrics["q/best"] = masked_mean(best, batch.mask_padding, counts.steps)
         if detailed:
             metrics |= agreement(values, legal, batch)
         return td + penalty, {"q/td": td.detach(), **metrics}

@@ -20,6 +20,7 @@ from jowa.learning.objective import Metrics, Objective, StepLoss
 from jowa.learning.optim import OptimizerConfig, clip_gradients, set_learning_rate
 from jowa.learning.replay import Replay
 from jowa.learning.sharding import average_whole_gradients
+from jowa.models.world_action import WorldActionConfig
 
 _SPIKE = 3.0  # a loss this many times its moving average is counted as a spike
 _SPIKE_DECAY = 0.99
@@ -44,7 +45,7 @@ class Guard:
     average: Tensor  # moving average of the loss
     seen: Tensor  # steps in it
     spikes: Tensor  # losses far above their average so far
-    diverging: Tensor  # steps so far whose mean best Q was beyond the support's upper end
+    diverging: Tensor  # steps so far whose mean best Q was at the support's upper end or beyond
 
     @classmethod
     def on(cls, device: torch.device) -> Guard:
@@ -60,15 +61,15 @@ class Guard:
         return (self.bad_step != _NEVER).float()
 
     @torch.no_grad()
-    def count(self, loss: Tensor, best_q: Tensor | None, value_max: float) -> None:
-        """Counts spikes of the loss and a diverging Q, whose mean best value is `best_q`."""
+    def count(self, loss: Tensor, best_q: Tensor | None, top: float) -> None:
+        """Counts spikes of the loss and a diverging Q, whose mean best value is above `top`."""
         # The average means something only once it holds many steps.
         self.spikes += (loss > _SPIKE * self.average) & (self.seen >= 100)
         decay = (self.seen / (self.seen + 1.0)).clamp(max=_SPIKE_DECAY)
         self.average.copy_(torch.lerp(loss, self.average, decay))
         self.seen += 1.0
         if best_q is not None:
-            self.diverging += best_q > value_max
+            self.diverging += best_q > top
 
     def metrics(self) -> Metrics:
         return {"guard/loss_spikes": self.spikes, "guard/q_diverging": self.diverging}
@@ -80,6 +81,12 @@ class Guard:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         for name, value in vars(self).items():
             value.copy_(tensors[f"guard/{name}"])
+
+
+def upper_end(config: WorldActionConfig) -> float:
+    """Where the top twentieth of Q's support begins. A distribution's mean cannot leave it, and
+    where the mean of all best values lies so high, Q has run against its end."""
+    return config.value_max - 0.05 * (config.value_max - config.value_min)
 
 
 class Step:
@@ -149,14 +156,14 @@ class Step:
         model = self.objective.model
         if model is not None and self.objective.config.tokenizer:
             model.set_codes(self.objective.tokenizer)
-        self.guard.count(total, best_q, math.inf if model is None else model.config.value_max)
+        self.guard.count(total, best_q, math.inf if model is None else upper_end(model.config))
         norms = {f"gradient_norm/{owner}": norm for owner, norm in norms.items()}
         return metrics | norms | self.guard.metrics()
 
     def _of_whole_batch(self, loss: Tensor, metrics: Metrics) -> tuple[Tensor, Tensor | None]:
         """The loss and Q's mean best value, if it is trained, of all processes' shares."""
         values = [loss.detach().float()]
-        if (best_q := metrics.get("q/soft_maximum")) is not None:
+        if (best_q := metrics.get("q/best")) is not None:
             values.append(best_q.float())
         # Both in one message; a loss that is not finite in one process is finite in none.
         total, *rest = self.compute.processes.average(torch.stack(values)).unbind()

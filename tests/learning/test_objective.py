@@ -146,6 +146,23 @@ def test_terms_add_up_to_the_total(
     torch.testing.assert_close(m["q/cql"], 0.1 * (m["q/soft_maximum"] - m["q/data_actions"]))
 
 
+@pytest.mark.parametrize("penalty", ["cql", "none"])
+def test_the_best_value_is_watched_with_and_without_a_penalty(
+    make_batch: Callable[..., Batch],
+    make_tokenizer: TokenizerMaker,
+    make_model: ModelMaker,
+    penalty: str,
+) -> None:
+    """It is how a Q that diverges is noticed; the mean is over real steps only."""
+    losses = dataclasses.replace(STAGE2, penalty=penalty)
+    model, batch = make_model(scale=3.0), make_batch([8, 4])
+    metrics = Objective(make_tokenizer(), model, losses).eval()(batch).metrics
+    with torch.no_grad():
+        output = model(batch.observations, batch.actions, batch.games)
+        best = model.values(output.q_logits).amax(-1)[batch.mask_padding].mean()
+    torch.testing.assert_close(metrics["q/best"], best)
+
+
 def test_accuracies_count_next_frames_only_and_no_padding(
     make_batch: Callable[..., Batch],
 ) -> None:

@@ -24,7 +24,9 @@ class Line(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.model: Any = SimpleNamespace(config=SimpleNamespace(value_max=BEST_Q))
+        self.model: Any = SimpleNamespace(
+            config=SimpleNamespace(value_min=BEST_Q, value_max=BEST_Q)
+        )
         self.config = SimpleNamespace(tokenizer=0.0)
 
     def counts(self, batch: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class Line(nn.Module):
     def forward(self, batch: Tensor, counts: Tensor, detailed: bool) -> StepLoss:
         sloped, flat, best_q = (batch / counts).sum(0)
         loss = (self.weight * sloped).sum() + flat
-        return StepLoss(loss, {"q/soft_maximum": best_q}, None)
+        return StepLoss(loss, {"q/best": best_q}, None)
 
 
 def batch_of(step: int) -> Tensor:
