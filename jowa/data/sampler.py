@@ -104,7 +104,8 @@ class Sampler(Iterator[np.ndarray]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check(dataset, batch_size, balance, reward_fraction, world_size)
+        check_draws(balance, reward_fraction)
+        _check(dataset, batch_size, world_size)
         assert 0 <= rank < world_size
         self.step = 0
         self._batch_size = batch_size
@@ -170,13 +171,15 @@ class Sampler(Iterator[np.ndarray]):
         self.step = int(state["step"])
 
 
-def _check(
-    dataset: _Segments, batch_size: int, balance: str, reward_fraction: float, world_size: int
-) -> None:
+def check_draws(balance: str, reward_fraction: float, prefix: str = "") -> None:
+    """Raises UserError for settings of a `Sampler`, whose names begin with `prefix`."""
     if not 0 <= reward_fraction <= 1:
-        raise UserError(f"reward_fraction must lie between 0 and 1, not {reward_fraction}.")
+        raise UserError(f"{prefix}reward_fraction must lie between 0 and 1, not {reward_fraction}.")
     if balance not in ("games", "uniform"):
-        raise UserError(f"balance must be 'games' or 'uniform', not {balance!r}.")
+        raise UserError(f"{prefix}balance must be 'games' or 'uniform', not {balance!r}.")
+
+
+def _check(dataset: _Segments, batch_size: int, world_size: int) -> None:
     if batch_size < 1 or batch_size % world_size:
         raise UserError(
             f"batch_size {batch_size} cannot be split over {world_size} processes: "

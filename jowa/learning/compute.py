@@ -89,6 +89,8 @@ def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
         raise UserError(f"compute.parallel is {config.parallel!r}: use ddp or fsdp.")
     if config.dtype != "auto" and config.dtype not in DTYPES:
         raise UserError(f"compute.dtype is {config.dtype!r}: use auto, float32 or bfloat16.")
+    if config.threads < 0:
+        raise UserError(f"compute.threads is {config.threads}: use 1 or more, or 0 for all cores.")
     dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
     torch.set_num_threads(config.threads or _threads())
     if device.type == "cuda":

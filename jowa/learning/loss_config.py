@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jowa.errors import UserError
@@ -49,6 +50,26 @@ class LossConfig:
     @property
     def trains_model(self) -> bool:
         return bool(self.world_model or self.trains_q_head)
+
+
+def check_weights(name: str, losses: LossConfig) -> None:
+    """Raises UserError for numbers of phase `name` that are none of such a weight or option."""
+    weights = ("tokenizer", "world_model", "q", "cloning", "cql_weight", "reward", "reward_weight")
+    for key in weights:
+        if not 0 <= (value := getattr(losses, key)) < math.inf:
+            raise UserError(f"{name}.losses.{key} is {value}: use 0 or more.")
+    if not 0 <= losses.gamma <= 1:
+        raise UserError(
+            f"{name}.losses.gamma is {losses.gamma}: it is a discount, use 0 or more and at most 1."
+        )
+    if losses.n_step < 1:
+        raise UserError(
+            f"{name}.losses.n_step is {losses.n_step}: a target looks ahead by 1 step or more."
+        )
+    if not losses.cql_temperature > 0:
+        raise UserError(
+            f"{name}.losses.cql_temperature is {losses.cql_temperature}: use more than 0."
+        )
 
 
 def check_losses(

@@ -29,10 +29,22 @@ class OptimizerConfig:
     decay: str = "none"
 
 
+def check_optimizer(name: str, config: OptimizerConfig) -> None:
+    """Raises UserError for settings of phase `name` with which nothing is learned."""
+    if config.decay not in ("none", "cosine"):
+        raise UserError(f"{name}.optimizer.decay is {config.decay!r}: use none or cosine.")
+    for key in ("learning_rate", "tokenizer_learning_rate", "weight_decay", "warmup"):
+        if not (value := getattr(config, key)) >= 0:
+            raise UserError(f"{name}.optimizer.{key} is {value}: use 0 or more.")
+    if not config.gradient_norm > 0:
+        raise UserError(
+            f"{name}.optimizer.gradient_norm is {config.gradient_norm}: gradients are clipped to "
+            f"this norm, use more than 0."
+        )
+
+
 def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over everything that needs a gradient; groups carry their `base_lr`."""
-    if config.decay not in ("none", "cosine"):
-        raise UserError(f"optimizer.decay is {config.decay!r}: use none or cosine.")
     groups: dict[str, list[Tensor]] = {"tokenizer": [], "matrices": [], "model": []}
     for prefix, module in objective.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

@@ -12,24 +12,24 @@ from jowa.data.episodes import EpisodeFile
 from jowa.data.tokens import place
 from jowa.errors import UserError
 from jowa.learning import checkpoint as checkpoints
+from jowa.learning.checks import check_phase, check_seed, check_sizes
 from jowa.learning.compute import resolve
-from jowa.learning.config import PretrainConfig
+from jowa.learning.config import PhaseConfig, PretrainConfig
 from jowa.learning.loss_config import check_losses
 from jowa.learning.monitor import check_log
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import dreams, reconstructions
 from jowa.learning.run import open_data, open_run, set_backgrounds, set_perceptual
 from jowa.learning.tokenize import (
-    check_phase,
+    Tokens,
     encode,
     freeze,
     make_phase,
     picture_batch,
     segments_of,
 )
-from jowa.learning.trainer import Trainer
+from jowa.learning.trainer import Phase, Trainer
 from jowa.learning.validation import check_hold_out
-from jowa.models.patch_tokenizer import PatchTokenizerConfig
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
 from jowa.models.world_action import WorldActionModel
@@ -38,8 +38,19 @@ from jowa.models.world_action import WorldActionModel
 def pretrain(config: PretrainConfig) -> Path:
     """Trains both stages to their end; returns the run directory."""
     check_sizes(config)
+    check_seed(config.seed)
     check_phase("stage1", config.stage1)
     check_phase("stage2", config.stage2)
+    if not config.stage1.steps and not config.stage2.steps:
+        raise UserError(
+            "stage1.steps and stage2.steps are both 0: give one of them steps to train."
+        )
+    if config.stage2.losses.tokenizer:
+        raise UserError(
+            f"stage2.losses.tokenizer is {config.stage2.losses.tokenizer}, but stage 2 learns from "
+            f"tokens of a tokenizer that stays as it is: set it to 0, and train the tokenizer in "
+            f"stage 1 or by `jowa tokenize`."
+        )
     check_losses("stage2", config.stage2.losses, config.model, config.stage2.imagination.share > 0)
     check_log(config.log)
     check_hold_out(config.data.hold_out, config.data.share)
@@ -83,28 +94,25 @@ def pretrain(config: PretrainConfig) -> Path:
         },
         loading=loading,
     )
-    if not trainer.finished("stage1"):
-        objective = Objective(tokenizer, model, config.stage1.losses)
-        segments = segments_of(files, config.stage1, config.data.hold_out, config.data.share)
-        trainer.train(
-            make_phase(
-                "stage1", config.stage1, objective, segments, config.log, config.seed, compute
-            )
-        )
-    if not trainer.finished("stage2"):
+
+    def phase(name: str, settings: PhaseConfig, tokens: Tokens | None = None) -> Phase:
+        objective = Objective(tokenizer, model, settings.losses)
+        segments = segments_of(files, settings, config.data.hold_out, config.data.share, tokens)
+        return make_phase(name, settings, objective, segments, config.log, config.seed, compute)
+
+    for name, settings in {"stage1": config.stage1, "stage2": config.stage2}.items():
+        if settings.steps and not trainer.finished(name):
+            phase(name, settings)  # says what the data does not allow before a stage is trained
+    if not config.stage1.steps:
+        trainer.leave_out("stage1")
+    elif not trainer.finished("stage1"):
+        trainer.train(phase("stage1", config.stage1))
+    if config.stage2.steps and not trainer.finished("stage2"):
         freeze(tokenizer, model)
         stored = encode(tokenizer, files, config.data.root, processes)
         in_memory = int(config.data.cache_gib * 2**30)
         tokens = place(stored, config.data.tokens, compute.device, in_memory)
-        objective = Objective(tokenizer, model, config.stage2.losses)
-        segments = segments_of(
-            files, config.stage2, config.data.hold_out, config.data.share, tokens
-        )
-        trainer.train(
-            make_phase(
-                "stage2", config.stage2, objective, segments, config.log, config.seed, compute
-            )
-        )
+        trainer.train(phase("stage2", config.stage2, tokens))
     return run
 
 
@@ -125,49 +133,6 @@ def fill_initial(
     checkpoints.fill(tokenizer, saved.tensors["tokenizer"], f"the tokenizer of {folder}")
     if config.start_from is not None:
         checkpoints.fill(model, saved.tensors["model"], f"the model of {folder}")
-        # Games it never saw bring backgrounds of their own; the others keep theirs.
-        set_backgrounds(tokenizer, [f for f in files if f.game.name not in saved.state["games"]])
+    # Games it never saw bring backgrounds of their own; the others keep theirs.
+    set_backgrounds(tokenizer, [f for f in files if f.game.name not in saved.state["games"]])
     return checkpoints.origin(folder, saved, stems)
-
-
-def check_sizes(config: PretrainConfig) -> None:
-    """Raises UserError for sizes that do not go together."""
-    model, tokenizer = config.model, config.tokenizer
-    if model.transformer.width % model.transformer.heads:
-        raise UserError(
-            f"model.transformer.width {model.transformer.width} is not a multiple of its "
-            f"{model.transformer.heads} heads: change one of them."
-        )
-    if model.transformer.attention not in ("sdpa", "matmul"):
-        raise UserError(
-            f"model.transformer.attention is {model.transformer.attention!r}: use sdpa or matmul."
-        )
-    dropouts = {
-        "model.transformer.dropout": model.transformer.dropout,
-        "model.q_dropout": model.q_dropout,
-        "model.reader_dropout": model.reader_dropout,
-    }
-    for name, share in dropouts.items():
-        if not 0 <= share < 1:
-            raise UserError(f"{name} is {share}: it is a share, use 0 or more and less than 1.")
-    if model.bell_start and not model.distributional:
-        raise UserError(
-            f"model.bell_start is {model.bell_start}, but with model.distributional=false there "
-            f"is no distribution to start as a bell: set bell_start to 0."
-        )
-    if model.vocabulary != tokenizer.vocabulary:
-        raise UserError(
-            f"model.vocabulary is {model.vocabulary} but tokenizer.vocabulary is "
-            f"{tokenizer.vocabulary}: they must be equal."
-        )
-    if model.codebook_width not in (0, tokenizer.code_width):
-        raise UserError(
-            f"model.codebook_width is {model.codebook_width}: use {tokenizer.code_width}, the "
-            f"tokenizer's code_width, or 0 to embed tokens by their id only."
-        )
-    if model.reader_width and not isinstance(tokenizer, PatchTokenizerConfig):
-        raise UserError(
-            f"model.reader_width is {model.reader_width}, which reads the picture of each token, "
-            f"but tokens of this tokenizer have none of their own: set it to 0 or use "
-            f"tokenizer=nano."
-        )

@@ -33,12 +33,18 @@ def open_run(path: str, config: Any) -> Path:
     """Makes the run directory, or goes on in one of the same configuration.
 
     UserError naming the keys that differ if the directory holds a checkpoint of a run of another
-    configuration; without one there is nothing to go on from, and the run starts anew. An option
-    that did not exist when the run started counts as having been left as it usually is.
+    configuration, or one that no run wrote; without one there is nothing to go on from, and the run
+    starts anew. An option that did not exist when the run started counts as having been left as it
+    usually is.
     """
     run, resolved = Path(path), dataclasses.asdict(config)
     stored = run / "config.json"
-    if stored.exists() and newest(run) is not None:
+    if newest(run) is not None:
+        if not stored.exists():
+            raise UserError(
+                f"{run} holds a checkpoint, such as imported weights, but no run that could go on "
+                f"(no config.json): give another run=..."
+            )
         usual = dataclasses.asdict(type(config)())
         before, now = flatten(usual) | flatten(read_config(run)), flatten(resolved)
         changed = [
@@ -53,8 +59,11 @@ def open_run(path: str, config: Any) -> Path:
                 f"or delete that folder."
             )
         return run
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(stored, resolved)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(stored, resolved)
+    except OSError as error:
+        raise UserError(f"run={run} cannot be made or written: {error}.") from error
     return run
 
 
@@ -85,6 +94,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def open_data(root: str, games: list[str], cache_gib: float) -> list[EpisodeFile]:
     """The games' episode files, held in memory if they all fit into `cache_gib`."""
+    if not games:
+        raise UserError("no game is named to learn from: give data.games=[Pong,Breakout], say.")
     files = open_store(root, games)
     if sum(file.raw_bytes for file in files) <= cache_gib * 2**30:
         for file in files:

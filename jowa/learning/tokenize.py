@@ -15,10 +15,11 @@ from jowa.data.sampler import Balance
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.data.tokens import encode_store
 from jowa.errors import UserError
+from jowa.learning.checks import check_phase, check_seed
 from jowa.learning.compute import Compute, resolve
 from jowa.learning.config import PhaseConfig, TokenizeConfig
 from jowa.learning.distributed import Processes
-from jowa.learning.imagination import REST, Imagination, check_imagination
+from jowa.learning.imagination import REST, Imagination
 from jowa.learning.monitor import LogConfig, check_log
 from jowa.learning.objective import Objective
 from jowa.learning.pictures import reconstructions
@@ -27,13 +28,19 @@ from jowa.learning.trainer import Phase, Trainer
 from jowa.learning.validation import SEED, Validation, check_hold_out
 from jowa.models.tokenizer import Tokenizer
 from jowa.models.tokenizers import build_tokenizer, to_state
-from jowa.models.world_action import MAX_FRAMES, WorldActionModel
+from jowa.models.world_action import WorldActionModel
 from jowa.progress import progress_bar
 
 
 def tokenize(config: TokenizeConfig) -> Path:
     """Trains the tokenizer, then encodes every game; returns the run directory."""
-    check_phase("training", config.training)
+    check_seed(config.seed)
+    check_phase("training", config.training, least_steps=1)
+    if config.training.losses.trains_model:
+        raise UserError(
+            "training.losses gives weight to a model's loss, but `jowa tokenize` trains a "
+            "tokenizer alone: leave world_model, q and cloning at 0."
+        )
     check_log(config.log)
     check_hold_out(config.data.hold_out, config.data.share)
     loading = config.data.loading()
@@ -74,30 +81,7 @@ def tokenize(config: TokenizeConfig) -> Path:
     return run
 
 
-def check_phase(name: str, phase: PhaseConfig) -> None:
-    """Raises UserError for windows, losses or imagined data that make no sense, before training."""
-    if not 1 <= phase.stride <= phase.length <= MAX_FRAMES:
-        raise UserError(
-            f"{name}.stride is {phase.stride} and {name}.length {phase.length}: use "
-            f"1 <= stride <= length <= {MAX_FRAMES}, the frames that the model's sequence holds."
-        )
-    if phase.steps and not (phase.losses.tokenizer or phase.losses.trains_model):
-        raise UserError(
-            f"{name}.losses have no weight, so {name} would learn nothing: give one of them a "
-            f"weight, or leave the phase out by {name}.steps=0."
-        )
-    if phase.imagination.share and not phase.losses.world_model:
-        raise UserError(
-            f"{name}.imagination.share is {phase.imagination.share}, but {name} does not train the "
-            f"world model that would imagine: set {name}.losses.world_model, or the share to 0."
-        )
-    few = phase.losses.world_one_in
-    if few < 1 or phase.batch_size % few:
-        raise UserError(
-            f"{name}.losses.world_one_in is {few} and {name}.batch_size {phase.batch_size}: give "
-            f"a batch_size that is a multiple of it, and 1 for all segments."
-        )
-    check_imagination(name, phase.imagination, phase.length, phase.batch_size, phase.losses.q)
+Tokens = list[np.ndarray] | Tensor  # of all files, as `jowa.data.tokens.place` puts them
 
 
 class Segments(NamedTuple):
@@ -112,7 +96,7 @@ def segments_of(
     phase: PhaseConfig,
     hold_out: int,
     share: float = 1.0,
-    tokens: list[np.ndarray] | Tensor | None = None,
+    tokens: Tokens | None = None,
 ) -> Segments:
     """The phase's segments, of frames or of tokens."""
 

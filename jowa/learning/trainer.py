@@ -26,7 +26,7 @@ from jowa.learning.clock import Clock
 from jowa.learning.compute import Compute
 from jowa.learning.imagination import Imagination
 from jowa.learning.monitor import LogConfig, Monitor
-from jowa.learning.objective import Objective
+from jowa.learning.objective import Metrics, Objective
 from jowa.learning.optim import OptimizerConfig, build_optimizer
 from jowa.learning.record import record_start
 from jowa.learning.retention import Score
@@ -38,6 +38,7 @@ from jowa.models.world_action import WorldActionModel
 from jowa.progress import progress_bar
 
 TRAINING = "training"  # the checkpoint's file of optimiser and random state
+OF_TRAINING = ("gradient_norm/", "guard/", "imagination/")  # metrics that no validation has
 
 
 @dataclass
@@ -124,11 +125,13 @@ class Trainer:
         """Whether this run has completed that phase."""
         return phase in self.position.done
 
+    def leave_out(self, phase: str) -> None:
+        """Counts a phase as completed without training it."""
+        if not self.finished(phase):
+            self.position.done.append(phase)
+
     def train(self, phase: Phase) -> None:
         """Runs the phase to its end; raises Stopped after SIGTERM or SIGINT."""
-        if phase.steps == 0:
-            self.position.done.append(phase.name)
-            return
         phase.objective.freeze_unused()
         names: dict[Tensor, str] = {p: name for name, p in phase.objective.named_parameters()}
         step = Step(
@@ -205,7 +208,7 @@ class Trainer:
         monitor: Monitor,
         bar: tqdm[Any],
     ) -> None:
-        at, log, clock = self.position, self.log, Clock(self.position.step)
+        at, log, clock = self.position, self.log, Clock(self.position.step, self.processes.size)
         phase.objective.train()
         while at.phase_step < phase.steps:
             if phase.imagination is not None and phase.imagination.due(at.phase_step):
@@ -227,7 +230,7 @@ class Trainer:
                 if (validation := phase.validation) is not None and self._validates(phase):
                     values |= clock.pause(functools.partial(validation, phase.objective))
                 if detailed:
-                    self._check_metric(phase, values)
+                    self._check_metric(phase, metrics)
                 self._score.add(values)
                 rates = {f"rate/{g['owner']}": float(g["lr"]) for g in step.optimizer.param_groups}
                 values |= rates
@@ -264,12 +267,11 @@ class Trainer:
         together = self.processes.size == 1 or self.position.phase_step % self.log.scalars == 0
         return together and self.processes.any(self._stop, self.compute.device)
 
-    def _check_metric(self, phase: Phase, values: dict[str, float]) -> None:
-        """Raises UserError if the best checkpoints are to be told by what is not logged."""
-        metric, known = self.log.best_metric, sorted(values)
+    def _check_metric(self, phase: Phase, metrics: Metrics) -> None:
+        """Raises UserError if the best checkpoints are to be told by what is never logged."""
+        metric, known = self.log.best_metric, sorted(metrics)
         if phase.validation is not None:
-            training = [name for name in known if not name.startswith("validation/")]
-            known = training + [f"validation/{name}" for name in training]
+            known += [f"validation/{name}" for name in known if not name.startswith(OF_TRAINING)]
         if self.log.keep_best and metric not in known:
             raise UserError(
                 f"log.best_metric is {metric!r}, which {phase.name} does not log: use one of "

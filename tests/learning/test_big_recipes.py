@@ -11,10 +11,9 @@ from omegaconf import OmegaConf
 
 from jowa.cli import composed, main
 from jowa.learning.checkpoint import find, load
+from jowa.learning.checks import check_phase, check_sizes
 from jowa.learning.loss_config import check_losses
 from jowa.learning.monitor import check_log
-from jowa.learning.pretrain import check_sizes
-from jowa.learning.tokenize import check_phase
 from jowa.models.released import PRETRAINED_GAMES
 
 PAPER = ("paper_40m", "paper_70m", "paper_150m")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jowa.cli import main
-from jowa.learning.checkpoint import find
+from jowa.learning.checkpoint import find, load
 
 
 def test_mistakes_name_their_cause_and_leave_nothing(
@@ -28,6 +30,11 @@ def test_mistakes_name_their_cause_and_leave_nothing(
         (done.changed("finetune", checkpoint=str(done["tokenize"]), run=new), ["no model"]),
         (done.changed("greedy", checkpoint=str(done["tokenize"])), ["no model"]),
         (done.changed("pretrain", run=new, **{"compute.parallel": "tp"}), ["tp", "ddp", "fsdp"]),
+        (done.changed("tokenize", run=new, **{"training.losses.q": "1"}), ["training.losses", "q"]),
+        (done.changed("tokenize", run=new, **{"training.steps": "0"}), ["training.steps is 0"]),
+        (done.changed("tokenize", run=new, **{"data.games": "[]"}), ["no game", "data.games"]),
+        (done.changed("pretrain", run=new, **{"data.games": "[]"}), ["no game", "data.games"]),
+        (done.changed("finetune", run=new, like="Pong", from_scratch="true"), ["like", "scratch"]),
         ([*commands["pretrain"], "stage2.steps=7"], ["stage2.steps", "6", "7"]),
         (
             done.changed("pretrain", run=new, **{"tokenizer.hidden": "32"}),
@@ -91,3 +98,41 @@ def test_a_mistake_can_be_mended_in_the_same_run_directory(
     command = done.changed("tokenize", run=str(tmp_path / "run"))
     assert "batch" in complaint([*command, "training.batch_size=100000"])
     assert main(command) == 0
+
+
+def test_imported_weights_are_no_run_to_go_on_from(
+    done: Any, tmp_path: Path, complaint: Callable[[list[str]], str]
+) -> None:
+    """They are a checkpoint without a run around it, and stay as they are."""
+    imported = tmp_path / "imported"
+    shutil.copytree(done["pretrain"] / "checkpoints", imported / "checkpoints")
+    command = done.changed("finetune", run=str(imported), checkpoint=str(imported))
+    assert "no run that could go on" in complaint(command)
+    assert [path.name for path in imported.iterdir()] == ["checkpoints"]
+
+
+def test_holding_out_more_than_there_is_is_refused(
+    done: Any, tmp_path: Path, complaint: Callable[[list[str]], str]
+) -> None:
+    command = done.changed("finetune", run=str(tmp_path / "run"), hold_out="1000")
+    assert "hold_out=1000 holds out none" in complaint(command)
+
+
+def test_fine_tuning_goes_on_without_its_source(done: Any, tmp_path: Path) -> None:
+    """The source may be gone or have gone on itself; the run holds all it needs."""
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(done["pretrain"], source)
+    options = {"log.checkpoint": "2", "log.keep": "9"}
+    command = done.changed("finetune", run=str(run), checkpoint=str(source), **options)
+    assert main(command) == 0
+    end = load(find(run))
+    shutil.rmtree(source)
+    shutil.rmtree(find(run))  # as if killed after the checkpoint before
+    assert load(find(run)).step < end.step
+    assert main(command) == 0
+    again = load(find(run))
+    assert again.state["games"] == end.state["games"] == ["Pong", "Freeway", "Breakout"]
+    assert again.state["started_from"] == end.state["started_from"] is not None
+    for stem, tensors in end.tensors.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(again.tensors[stem][name], tensor), name

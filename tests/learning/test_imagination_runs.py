@@ -20,12 +20,13 @@ from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.errors import UserError
 from jowa.learning.checkpoint import find, load
+from jowa.learning.checks import check_phase
 from jowa.learning.compute import Compute
 from jowa.learning.distributed import Processes
 from jowa.learning.imagination import ImaginationConfig
 from jowa.learning.loss_config import LossConfig, check_losses
 from jowa.learning.objective import Objective
-from jowa.learning.tokenize import Segments, check_phase, make_phase
+from jowa.learning.tokenize import Segments, make_phase
 from jowa.learning.trainer import LogConfig, Stopped, Trainer
 from jowa.models.world_action import WorldActionConfig
 

@@ -244,7 +244,7 @@ def test_an_imported_agent_learns_a_held_out_game(
     table = "task_observation_embedding.weight"
     row, before = trained.tensors["model"][table][new], start.tensors["model"][table]
     assert (row - before[like]).norm() < 0.1 * (row - before[new]).norm()
-    again = [*options[:2], "game=Phoenix", *options[3:]]
+    again = [f"run={tmp_path}/again", options[1], "game=Phoenix", *options[3:]]
     assert "never saw" in complaint(capsys, ["finetune", *again])
 
 

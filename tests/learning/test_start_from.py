@@ -152,13 +152,14 @@ def test_what_it_started_from_is_remembered_and_needed_only_once(
     assert load(find(straight)).state["started_from"] is None
 
 
+@pytest.mark.parametrize("key", ["start_from", "tokenizer_from"])
 def test_games_that_the_start_never_saw_bring_their_background(
-    straight: Path, data: Path, tmp_path: Path
+    straight: Path, data: Path, tmp_path: Path, key: str
 ) -> None:
     one = tmp_path / "one"
     assert main(command(one, data, "stage2.steps=0", games="Pong")) == 0
     run = tmp_path / "two"
-    assert main(command(run, data, f"start_from={one}")) == 0
+    assert main(command(run, data, f"{key}={one}")) == 0
     there, now, fresh = (
         load(find(path)).tensors["tokenizer"]["background"] for path in (one, run, straight)
     )
@@ -179,6 +180,21 @@ def test_games_that_the_start_never_saw_bring_their_background(
         (["start_from={there}", "tokenizer.hidden=8"], ["the tokenizer of", "encoder.0.weight"]),
         (["start_from={tokenizer}"], ["holds no model", "jowa pretrain"]),
         (["start_from={newer}"], ["format 99", "update jowa"]),
+        (["seed=-1"], ["seed is -1"]),
+        (["compute.threads=-1"], ["compute.threads is -1"]),
+        (["model.transformer.heads=0"], ["model.transformer.heads is 0"]),
+        (["stage1.steps=0", "stage2.steps=0"], ["stage1.steps", "stage2.steps"]),
+        (["stage1.steps=-1"], ["stage1.steps is -1"]),
+        (["stage2.losses.tokenizer=1"], ["stage2.losses.tokenizer is 1", "jowa tokenize"]),
+        (["stage2.losses.n_step=0"], ["stage2.losses.n_step is 0"]),
+        (["stage2.losses.gamma=99"], ["stage2.losses.gamma is 99"]),
+        (["stage2.losses.q=-1"], ["stage2.losses.q is -1"]),
+        (["stage2.losses.cql_temperature=0"], ["stage2.losses.cql_temperature is 0"]),
+        (["stage1.optimizer.learning_rate=-1"], ["stage1.optimizer.learning_rate is -1"]),
+        (["stage2.optimizer.decay=linear"], ["stage2.optimizer.decay", "cosine"]),
+        (["stage2.optimizer.gradient_norm=0"], ["stage2.optimizer.gradient_norm is 0"]),
+        (["stage2.balance=game"], ["stage2.balance", "'game'", "uniform"]),
+        (["stage2.reward_fraction=2"], ["stage2.reward_fraction", "not 2"]),
         (["log.keep=0"], ["log.keep is 0"]),
         (["log.keep_best=-1"], ["log.keep_best is -1"]),
         (["log.scalars=0"], ["log.scalars is 0"]),
@@ -242,3 +258,50 @@ def test_a_metric_that_no_step_logs_is_refused_before_anything_is_learned(
     assert "'loss', which stage1 does not log" in line and "loss/total" in line
     assert complete(run) == []
     assert main(command(run, data, "log.keep_best=1")) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["stage2.batch_size=100000"], ["segments for a batch of 100000"]),
+        (["data.share=0.001"], ["share=0.001", "Pong"]),
+    ],
+)
+def test_what_the_data_does_not_allow_in_stage2_is_said_before_stage1_is_trained(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    words: list[str],
+) -> None:
+    run = tmp_path / "run"
+    line = complaint(capsys, command(run, data, *more))
+    assert all(word in line for word in words), line
+    assert complete(run) == []
+
+
+def test_a_stage_that_is_left_out_asks_nothing_of_the_data(data: Path, tmp_path: Path) -> None:
+    more = ["stage1.batch_size=100000", "stage1.steps=0", "stage2.steps=2"]
+    assert main(command(tmp_path / "run", data, *more)) == 0
+
+
+def test_only_what_is_measured_on_held_out_episodes_tells_the_best_checkpoints(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A gradient's norm is not; the share of rewards that are found is, though in a batch without
+    rewards it says nothing."""
+    hold_out = ["data.hold_out=2", "log.validation=2", "log.keep_best=1"]
+    bad = "log.best_metric=validation/gradient_norm/model"
+    line = complaint(capsys, command(tmp_path / "run", data, *hold_out, bad))
+    assert "validation/accuracy/nonzero_rewards" in line
+    assert "validation/gradient_norm" not in line.partition("use one of")[2]
+    good = "log.best_metric=accuracy/nonzero_rewards"
+    assert main(command(tmp_path / "run", data, *hold_out, good)) == 0
+
+
+def test_a_run_directory_that_cannot_be_is_one_sentence(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for run in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"run={run}" in complaint(capsys, command(run, data))
