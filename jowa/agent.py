@@ -67,6 +67,7 @@ class Agent:
         timed: bool = True,
     ) -> None:
         planner.validate()
+        planner = planner.filled()
         check_pair(tokenizer, model)
         self.tokenizer, self.model = tokenizer.eval(), for_inference(model.eval(), dtype)
         self.planner, self.dtype = planner, dtype
@@ -186,6 +187,7 @@ class Agent:
 
     def _decide(self, rows: np.ndarray, games: np.ndarray, trace: Trace) -> Plan:
         planner = self.planner
+        assert planner.gamma is not None
         tokens, actions, lengths = self.context(rows)
         options: dict[str, Any] = {
             "lengths": lengths if int(lengths.min()) < tokens.shape[1] else None,
@@ -247,15 +249,22 @@ def build(saved: Checkpoint, fresh: bool = False) -> tuple[Tokenizer, WorldActio
     return tokenizer, model
 
 
-def check_dreams(saved: Checkpoint, planner: PlannerConfig) -> None:
-    """UserError if the planner would imagine with a world model that training left out."""
+def fitted(saved: Checkpoint, planner: PlannerConfig) -> PlannerConfig:
+    """The planner with what it leaves open as the agent was trained.
+
+    UserError if it would imagine with a world model that training left out.
+    """
     phase = saved.state.get("position", {}).get("phase")  # published weights have none
     settings = saved.state.get("config", {}).get("training" if phase == "finetune" else phase)
-    if planner.horizon and settings is not None and not settings["losses"]["world_model"]:
+    if settings is None:
+        return planner.filled()
+    losses = settings["losses"]
+    if planner.horizon and not losses["world_model"]:
         raise UserError(
             f"this agent was trained without a world model ({phase}: losses.world_model=0), so "
             f"what a planner imagines would mean nothing: play it with planner=greedy."
         )
+    return planner.filled(losses["gamma"], losses.get("reward_weight", 1.0))
 
 
 def load(
@@ -270,7 +279,6 @@ def load(
     Raises UserError where there is none, or it is damaged.
     """
     saved = load_checkpoint(find(path))
-    planner = planner or PlannerConfig(beam_width=1, horizon=0)
-    check_dreams(saved, planner)
+    planner = fitted(saved, planner or PlannerConfig(beam_width=1, horizon=0))
     tokenizer, model = build(saved)
     return Agent(tokenizer.to(device), model.to(device), planner, dtype)

@@ -56,6 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"jowa: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"jowa: error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"jowa: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
@@ -140,6 +145,11 @@ def explain(verb: str, error: Exception, folder: Path) -> str:
         group = folder / match[1].rpartition("/")[0]
         there = ", ".join(sorted(p.stem for p in group.glob("*.yaml"))) or "nothing"
         return f"there is no configuration {match[1]!r}; {group.name}/ has: {there}."
+    if "mismatched input" in text or "LexerNoViable" in text:
+        return (
+            f"an option is not of the form key=value, or has a value that needs quotes, such as "
+            f"label=\"'a=b'\" where = or a parenthesis is part of it; `jowa {verb} -h` lists them."
+        )
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

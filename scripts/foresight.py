@@ -24,6 +24,7 @@ import jowa
 from jowa.agent import Agent
 from jowa.data.segments import Batch, SegmentDataset
 from jowa.data.store import open_store
+from jowa.errors import UserError
 from jowa.learning.accuracy import world_model_accuracy
 from jowa.learning.checkpoint import find, load
 from jowa.planning.beam import plan
@@ -38,21 +39,39 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--root", required=True, help="folder of the data")
     parser.add_argument("--segments", type=int, default=2048, help="of each game, at most")
-    parser.add_argument("--gamma", type=float, default=0.97, help="of the plan, as in training")
+    parser.add_argument("--gamma", type=float, help="of the plan; by default as in training")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    try:
+        rows = foresee(args.checkpoints, args.root, args.segments, args.gamma)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+    args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def foresee(
+    checkpoints: list[str], root: str, segments: int, gamma: float | None
+) -> list[dict[str, Any]]:
+    """All shares by checkpoint and game; UserError where nothing was held out."""
     rows: list[dict[str, Any]] = []
-    for checkpoint in args.checkpoints:
+    for checkpoint in checkpoints:
         agent, state = jowa.load(checkpoint), load(find(checkpoint)).state
         hold_out = state.get("config", {}).get("data", {}).get("hold_out", 0)
         if hold_out == 0:
-            parser.exit(2, f"{checkpoint} is no pretraining run that held episodes out.\n")
-        for file in open_store(args.root, state["games"]):
+            raise UserError(f"{checkpoint} is no pretraining run that held episodes out.")
+        used = agent.planner.gamma if gamma is None else gamma
+        assert used is not None
+        for file in open_store(root, state["games"]):
             dataset = SegmentDataset([file], stride=8, hold_out=hold_out, held_out=True)
-            row = {"checkpoint": checkpoint, "game": file.game.name}
-            rows.append(row | measure(agent, dataset, args.segments, args.gamma))
+            if not dataset.num_segments:
+                raise UserError(
+                    f"hold_out={hold_out} of {checkpoint} holds out none of the "
+                    f"{file.num_episodes} episodes of {file.path}."
+                )
+            row = {"checkpoint": checkpoint, "game": file.game.name, "gamma": used}
+            rows.append(row | measure(agent, dataset, segments, used))
             print(json.dumps(rows[-1]), flush=True)
-    args.out.write_text(json.dumps({"gamma": args.gamma, "rows": rows}, indent=1) + "\n")
+    return rows
 
 
 def measure(agent: Agent, dataset: SegmentDataset, count: int, gamma: float) -> dict[str, float]:

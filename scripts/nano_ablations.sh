@@ -10,6 +10,8 @@ seed=${2:-0}
 . scripts/stages.sh
 recipe=experiment=nano_multigame
 runs=$out/ablations_$seed
+decode=auto # of plans; on a GPU native is as auto
+! command -v g++ >/dev/null || decode=native
 
 play() { # play LABEL RUN [OPTION...]; cut short, as there are many
     stage "play ablation $1 $seed" jowa evaluate "$recipe" label="'$1'" checkpoint="$2" \
@@ -70,14 +72,14 @@ search epsilon_0.01 planner=greedy epsilon=0.01
 for width in 2 4; do
     for horizon in 1 2; do
         search "W${width}_H$horizon" planner=cautious planner.beam_width="$width" \
-            planner.horizon="$horizon"
+            planner.horizon="$horizon" planner.decode="$decode"
     done
 done
-search published planner=beam planner.horizon=1
-search no_caution planner=cautious planner.caution=0
+search published planner=beam planner.horizon=1 planner.decode="$decode"
+search no_caution planner=cautious planner.caution=0 planner.decode="$decode"
 search likeliest_rewards planner=cautious planner.rewards=likeliest \
-    planner.reward_weight=1
+    planner.reward_weight=1 planner.decode="$decode"
 search mcts planner=mcts planner.horizon=1 planner.simulations=8 planner.temperature=0.1 \
-    planner.choice=visits planner.rewards=expected planner.reward_weight=4
+    planner.choice=visits planner.rewards=expected
 together
 echo "Scores: $out/ablation_scores/"

@@ -10,11 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from jowa.agent import Agent
+import jowa
+from jowa.agent import Agent, fitted
 from jowa.cli import composed
 from jowa.data.episodes import EpisodeFile
 from jowa.data.segments import SegmentDataset
 from jowa.errors import UserError
+from jowa.learning.checkpoint import Checkpoint
 from jowa.planning.beam import plan
 from jowa.planning.config import PlannerConfig
 
@@ -209,6 +211,7 @@ def test_every_search_plays_legally_with_contexts_of_all_lengths_at_once(
         {"rewards": "most"},
         {"reward_weight": 0.0},
         {"reward_weight": 4.0},
+        {"gamma": 1.5},
         {"caution": -1.0},
         {"caution": 1.0, "search": "mcts"},
         {"leaf": "min"},
@@ -227,4 +230,21 @@ def test_the_cautious_planner_is_one_that_says_what_it_does() -> None:
     settings = composed("evaluate", ["checkpoint=runs/x", "planner=cautious"])
     planner = OmegaConf.to_object(settings).planner
     planner.validate()
-    assert planner.options == {"rewards": "expected", "reward_weight": 4.0, "caution": 3.0}
+    assert planner.options == {"rewards": "expected", "caution": 3.0}
+
+
+@pytest.mark.parametrize("rewards", ["likeliest", "expected"])
+def test_a_planner_takes_what_is_left_open_from_the_agents_training(rewards: str) -> None:
+    """The agent that comes with jowa was trained with a discount of 0.97, and with steps that have
+    a reward counted four times."""
+    planner = jowa.load("nano", planner=PlannerConfig(rewards=rewards)).planner
+    assert planner.gamma == 0.97
+    assert planner.reward_weight == (4.0 if rewards == "expected" else 1.0)
+    told = PlannerConfig(rewards=rewards, gamma=0.5, reward_weight=1.0)
+    assert jowa.load("nano", planner=told).planner == told
+
+
+def test_of_an_agent_whose_training_is_not_known_it_takes_what_is_published() -> None:
+    saved = Checkpoint(0, {"games": []}, {})
+    planner = fitted(saved, PlannerConfig(rewards="expected"))
+    assert (planner.gamma, planner.reward_weight) == (0.99, 1.0)

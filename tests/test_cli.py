@@ -112,6 +112,8 @@ from jowa.games import GAMES
             ["pretrain", "run=x", "data.games=[Pong]", "stage2.losses.detach_q=true"],
             ["detach_q", "reader_width=256"],
         ),
+        (["evaluate", "checkpoint=x", "label=W=2"], ["key=value", "quotes"]),
+        (["evaluate", "--checkpoint", "nano"], ["key=value"]),
         (["tune"], ["checkpoint=..."]),
         (["tune", "checkpoint=nowhere"], ["nowhere"]),
         (["tune", "checkpoint=nowhere", "horizon=2"], ["horizon", "horizons"]),

@@ -33,8 +33,9 @@ class AgentBehaviour:
 
         # One thread, whatever the number of workers: it bears on how sums are rounded.
         compute = resolve(ComputeConfig(device, "float32", threads=1))
-        tokenizer, model = jowa.agent.build(load(find(checkpoint)))
-        planner = planner or PlannerConfig(beam_width=1, horizon=0)
+        saved = load(find(checkpoint))
+        tokenizer, model = jowa.agent.build(saved)
+        planner = jowa.agent.fitted(saved, planner or PlannerConfig(beam_width=1, horizon=0))
         ((planner, _),) = planners(planner, model.config, [game])
         # The clock must not choose how frames are decoded, for that bears on rounding too.
         self._agent = jowa.agent.Agent(

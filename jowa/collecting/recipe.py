@@ -17,7 +17,7 @@ from jowa.games import Game
 _VERSION = 5  # 5: cut into units
 KINDS = ("full", "short", "whole")
 # Options of planners that recipes from before there were any mean.
-_NEW_OF_PLANNERS = {"rewards": "likeliest", "reward_weight": 1.0, "caution": 0.0}
+_NEW_OF_PLANNERS = {"rewards": "likeliest", "reward_weight": None, "caution": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,10 @@ class Recipe:
                 del tier["learner"]["device"]  # where it learns is no part of what is made
                 if tier["learner"]["last"] == 1.0:
                     del tier["learner"]["last"]  # which recipes from before there was it mean
+            planner = tier.get("planner", {})
             for name, usual in _NEW_OF_PLANNERS.items():
-                if tier.get("planner", {}).get(name) == usual:
-                    del tier["planner"][name]
+                if name in planner and planner[name] == usual:
+                    del planner[name]
         values["recipe_version"] = _VERSION
         values["ale_py"] = importlib.metadata.version("ale-py")
         plain: dict[str, Any] = json.loads(json.dumps(values))

@@ -154,20 +154,22 @@ class EpisodeWriter:
             tier: position in `tiers`.
             full: whether the episode starts at a true reset, so that its return is a score.
             rewards: (T,) clipped to [-1, 1]; given exactly where raw_rewards is None.
+
+        Raises:
+            UserError: for anything else, and where the disk is full.
         """
         length = len(observations)
-        assert length > 0 and observations.shape == (length, *FRAME_SHAPE), observations.shape
-        assert observations.dtype == np.uint8, observations.dtype
-        assert actions.shape == (length,) and actions.min() >= 0 and actions.max() < NUM_ACTIONS
-        assert end in (END_NONE, END_TERMINAL, END_TRUNCATED) and 0 <= tier < self._num_tiers
-        assert (raw_rewards is None) != (rewards is None), "give raw_rewards or else rewards"
-        if raw_rewards is not None:
+        if raw_rewards is not None and rewards is None:
             rewards = np.clip(raw_rewards, -1, 1)
-        assert rewards is not None and rewards.shape == (length,)
-        assert bool((np.abs(rewards) <= 1).all()), "rewards must be finite and clipped"
+        elif raw_rewards is not None or rewards is None:
+            raise UserError("an episode has raw_rewards or else rewards: give one of them.")
+        self._check_episode(observations, actions, rewards, end, tier)
         known = "raw_rewards" in self._datasets
-        assert self.num_episodes == 0 or known == (raw_rewards is not None), "all episodes alike"
-
+        if self.num_episodes and known != (raw_rewards is not None):
+            raise UserError(
+                f"{self.path} has episodes {'with' if known else 'without'} raw_rewards so far: "
+                f"give all of a file alike."
+            )
         ends = np.full(length, END_NONE)
         ends[-1] = end
         try:
@@ -187,6 +189,36 @@ class EpisodeWriter:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error}") from error
         self.num_episodes += 1
+
+    def _check_episode(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        end: int,
+        tier: int,
+    ) -> None:
+        """UserError, saying what, unless they are an episode of at least one step."""
+        length = len(observations)
+        wrong = ""
+        if observations.shape[1:] != FRAME_SHAPE or observations.dtype != np.uint8 or not length:
+            wrong = (
+                f"observations are {observations.dtype} {observations.shape}, not uint8 (T, 84, 84)"
+            )
+        elif actions.shape != (length,) or rewards.shape != (length,):
+            wrong = (
+                f"there are {length} observations, {len(actions)} actions, {len(rewards)} rewards"
+            )
+        elif actions.min() < 0 or actions.max() >= NUM_ACTIONS:
+            wrong = f"actions are {actions.min()} to {actions.max()}, not 0 to {NUM_ACTIONS - 1}"
+        elif not bool((np.abs(rewards) <= 1).all()):
+            wrong = "rewards are not finite, or not clipped to [-1, 1]"
+        elif end not in (END_NONE, END_TERMINAL, END_TRUNCATED):
+            wrong = f"end is {end}, not END_NONE, END_TERMINAL or END_TRUNCATED"
+        elif not 0 <= tier < self._num_tiers:
+            wrong = f"tier is {tier}, but there are {self._num_tiers}"
+        if wrong:
+            raise UserError(f"episode {self.num_episodes} for {self.path}: {wrong}.")
 
     def _append(self, name: str, values: np.ndarray) -> None:
         """Append rows to a dataset (made at its first rows) and to its running hash."""

@@ -46,6 +46,8 @@ def contact_sheet(
     for name, value in (("number", number), ("length", length)):
         if not 1 <= value <= 100:
             raise UserError(f"{name} is {value}: use 1 to 100.")
+    if seed < 0:
+        raise UserError(f"seed is {seed}: use 0 or more.")
     strips = _choose(file, number, length, tier, np.random.default_rng(seed))
     width = _LABEL_WIDTH + length * (_FRAME + _GAP)
     height = _HEADER_HEIGHT + len(strips) * (_FRAME + _CAPTION_HEIGHT + _GAP)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jowa import games
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
@@ -46,6 +48,19 @@ def open_store(root: str | os.PathLike[str], names: Sequence[str]) -> list[Episo
             file.close()
         raise
     return files
+
+
+def strange_actions(file: EpisodeFile) -> str:
+    """A sentence if an episode file has actions outside its game's minimal set, else nothing."""
+    share = float(1.0 - np.isin(file.actions, file.game.action_ids).mean())
+    if not share:
+        return ""
+    minimal = ", ".join(map(str, file.game.action_ids))
+    return (
+        f"{share:.0%} of the actions in {file.path} are outside the minimal set of "
+        f"{file.game.name} ({minimal}), which an agent never plays: if they are positions in that "
+        f"set, write numbers of the 18-action set instead."
+    )
 
 
 def verify(path: str | os.PathLike[str]) -> None:

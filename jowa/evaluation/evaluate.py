@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jowa import games as game_facts
-from jowa.agent import build, check_dreams, check_pair
+from jowa.agent import build, check_pair, fitted
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
@@ -19,7 +19,7 @@ from jowa.evaluation.journal import discard
 from jowa.evaluation.launch import carry_out
 from jowa.evaluation.planners import TUNING_SEEDS, planners, tuned_planner
 from jowa.evaluation.rollout import by_game
-from jowa.evaluation.scores import Evaluation, ScoreFile, make_settings, protocol_gaps
+from jowa.evaluation.scores import Evaluation, ScoreFile, agents, make_settings, protocol_gaps
 from jowa.evaluation.table import format_table, score_table
 from jowa.games import Game
 from jowa.learning import checkpoint as checkpoints
@@ -66,13 +66,16 @@ def prepare(config: EvaluateConfig) -> _Evaluating:
     planner = config.planner
     if config.tuned is not None:
         planner = tuned_planner(config.tuned, model.config, identity, config.seed)
-    check_dreams(saved, planner)
+    planner = fitted(saved, planner)
     groups = planners(planner, model.config, games)
     protocol = Protocol(config.seed, config.max_frames, config.epsilon)
     counts = {"episodes": config.episodes, "envs_per_game": config.envs_per_game}
     batch_size: dict[str, Any] = {"envs_per_batch": config.envs_per_batch}
     rules: dict[str, Any] = {**counts, **dataclasses.asdict(protocol)}
-    settings = make_settings(**rules, **batch_size, **planner_settings(planner, groups))
+    how = batch_size | planner_settings(planner, groups)
+    if config.compute.dtype != "float32":
+        how["dtype"] = config.compute.dtype
+    settings = make_settings(**rules, **how)
     facts = {
         "weights": identity,
         "dtype": config.compute.dtype,
@@ -81,6 +84,8 @@ def prepare(config: EvaluateConfig) -> _Evaluating:
     batches = split(groups, **counts, **batch_size, protocol=protocol, facts=facts)
     out = Path(config.out)
     scores = ScoreFile.load(out) if out.exists() else ScoreFile()
+    # Said before anything is played, not when it is to be written.
+    agents([*_others(scores, config.label), Evaluation(config.label, {}, {})])
     rules["episodes"] = config.baseline_episodes or config.episodes
     baselines = functools.partial(baseline_scores, cache_dir=out.parent / "baselines", **rules)
     return _Evaluating(
@@ -146,6 +151,10 @@ def _labelled(scores: ScoreFile, label: str) -> Evaluation | None:
     return next((e for e in scores.evaluations if e.label == label), None)
 
 
+def _others(scores: ScoreFile, label: str) -> list[Evaluation]:
+    return [e for e in scores.evaluations if e.label != label]
+
+
 def _same(
     kept: Evaluation | None, games: list[Game], settings: dict[str, Any], identity: dict[str, str]
 ) -> bool:
@@ -180,8 +189,7 @@ def _write(work: _Evaluating) -> None:
     else:
         if before is not None:
             print(f"replaced: {out} held {config.label!r} {_difference(before, work)}")
-        others = [e for e in scores.evaluations if e.label != config.label]
-        scores.evaluations = [*others, _evaluation(work)]
+        scores.evaluations = [*_others(scores, config.label), _evaluation(work)]
     scores.data_means |= work.data_means
     if work.baselines is not None:
         for game in work.baseline_games:

@@ -108,6 +108,11 @@ def _check(config: ProbeConfig) -> None:
         raise UserError(f"seed is {config.seed}: give 0 or more.")
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate is {config.learning_rate}: use a number above 0.")
+    if config.out is not None:  # before hours are spent on what could not be kept
+        out = Path(config.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            ScoreFile.load(out)
 
 
 def _probe(

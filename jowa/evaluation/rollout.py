@@ -113,8 +113,10 @@ def seats(games: Sequence[Game], episodes: int, envs_per_game: int) -> list[Seat
 
 def check(seed: int, max_frames: int, epsilon: float) -> None:
     """Raises UserError for settings that cannot be played."""
-    if max_frames < FRAME_SKIP:
-        raise UserError(f"max_frames is {max_frames}: give at least {FRAME_SKIP}, one step.")
+    if not FRAME_SKIP <= max_frames < 2**31:
+        raise UserError(
+            f"max_frames is {max_frames}: give {FRAME_SKIP}, one step, or more, below 2**31."
+        )
     if seed < 0:
         raise UserError(f"seed is {seed}: give 0 or more.")
     if not 0 <= epsilon <= 1:

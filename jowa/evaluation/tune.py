@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jowa.agent import build, check_dreams, check_pair
+from jowa.agent import build, check_pair, fitted
 from jowa.errors import UserError
 from jowa.evaluation.batches import Played, Protocol, Work, split
 from jowa.evaluation.config import TuneConfig
@@ -83,7 +83,7 @@ def prepare(config: TuneConfig) -> _Tuning:
             f"none of {', '.join(game.name for game in games)} has a published human score to "
             f"normalise by, so no setting can be chosen for all: use per_game=true."
         )
-    check_dreams(saved, config.planner)
+    fixed = fitted(saved, config.planner)
     tokenizer, model = build(saved)
     check_pair(tokenizer, model)
     candidates = settings(config)
@@ -92,7 +92,7 @@ def prepare(config: TuneConfig) -> _Tuning:
     facts = {"weights": weights(saved), "dtype": config.compute.dtype, "versions": used}
     batches = []
     for candidate in candidates:
-        planner = dataclasses.replace(config.planner, **candidate._asdict())
+        planner = dataclasses.replace(fixed, **candidate._asdict())
         batches += split(
             [(planner, games)],
             config.episodes,
@@ -101,7 +101,7 @@ def prepare(config: TuneConfig) -> _Tuning:
             protocol,
             facts,
         )
-    asked = _asked(config, games, candidates, protocol, facts)
+    asked = _asked(config, fixed, games, candidates, protocol, facts)
     out = Path(config.out)
     return _Tuning(
         title=f"{len(candidates)} settings",
@@ -140,13 +140,14 @@ def settings(config: TuneConfig) -> list[Setting]:
 
 def _asked(
     config: TuneConfig,
+    planner: PlannerConfig,
     games: list[Game],
     candidates: list[Setting],
     protocol: Protocol,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """What decides the choice, as JSON data."""
-    options = {k: v for k, v in dataclasses.asdict(config.planner).items() if k not in CHOSEN}
+    options = {k: v for k, v in dataclasses.asdict(planner).items() if k not in CHOSEN}
     return {
         "games": [game.name for game in games],
         "candidates": [list(candidate) for candidate in candidates],

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jowa.envs import MAX_FRAMES, STICKY, AtariEnv
 from jowa.errors import UserError
-from jowa.evaluation.rollout import EpisodeResult, Policy, emulator_seed, episode_generator
+from jowa.evaluation.rollout import EpisodeResult, Policy, check, emulator_seed, episode_generator
 from jowa.evaluation.scores import PROTOCOL_EPSILON
 from jowa.games import Game
 
@@ -64,6 +64,9 @@ def record(
         raise UserError(f"the film {path} must be named *.mp4.")
     if max_steps < 1:
         raise UserError(f"max_steps is {max_steps}: give at least 1.")
+    check(seed, MAX_FRAMES, epsilon)
+    if path.is_dir():
+        raise UserError(f"the film {path} would take the place of a folder: give another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.mp4")
     env = AtariEnv(game, max_frames=MAX_FRAMES, sticky=sticky)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jowa.agent import Agent, build, check_dreams
+from jowa.agent import Agent, build, fitted
 from jowa.evaluation.config import WatchConfig
 from jowa.evaluation.evaluate import playable
 from jowa.evaluation.panels import Page
@@ -22,9 +22,9 @@ def watch(config: WatchConfig) -> Path:
     folder = checkpoints.find(config.checkpoint)
     saved = checkpoints.load(folder)
     (game,) = playable([config.game], saved, folder)
-    check_dreams(saved, config.planner)
+    planner = fitted(saved, config.planner)
     tokenizer, model = build(saved)
-    ((planner, _),) = planners(config.planner, model.config, [game])
+    ((planner, _),) = planners(planner, model.config, [game])
     agent = Agent(tokenizer.to(compute.device), model.to(compute.device), planner, compute.dtype)
     page = Page(game, in_words(planner), planned=planner.horizon > 0)
     with progress_bar("film", config.max_steps, "step") as bar:

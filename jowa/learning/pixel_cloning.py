@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jowa.data.episodes import EpisodeFile
+from jowa.data.store import strange_actions
 from jowa.errors import UserError
 from jowa.games import NUM_ACTIONS
 from jowa.models.pixel_clone import PixelClone, stacked
@@ -87,7 +88,7 @@ def read_play(file: EpisodeFile, tiers: Sequence[str], transitions: int, seed: i
     position[list(file.game.action_ids)] = np.arange(len(file.game.action_ids))
     actions = position[file.actions[rows]]
     if (actions < 0).any():
-        raise UserError(f"{file.path} has actions outside the minimal set of {file.game.name}.")
+        raise UserError(strange_actions(file))
     return Play(
         torch.from_numpy(file.frames(rows)),
         torch.from_numpy(actions),

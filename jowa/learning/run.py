@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from jowa.data.episodes import EpisodeFile
-from jowa.data.store import open_store
+from jowa.data.store import open_store, strange_actions
 from jowa.errors import UserError
 from jowa.files import write_json
 from jowa.learning.checkpoint import newest
@@ -93,10 +94,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def open_data(root: str, games: list[str], cache_gib: float) -> list[EpisodeFile]:
-    """The games' episode files, held in memory if they all fit into `cache_gib`."""
+    """The games' episode files, held in memory if they all fit into `cache_gib`.
+
+    UserError where no game is named; a remark of actions that their game does not know.
+    """
     if not games:
         raise UserError("no game is named to learn from: give data.games=[Pong,Breakout], say.")
     files = open_store(root, games)
+    for file in files:
+        if (remark := strange_actions(file)) and os.environ.get("RANK", "0") == "0":
+            print(remark, flush=True)
     if sum(file.raw_bytes for file in files) <= cache_gib * 2**30:
         for file in files:
             file.cache()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from jowa.errors import UserError
 from jowa.planning.beam import check
 from jowa.planning.decode import MODES
+
+_GAMMA = 0.99  # of the published agents
 
 
 @dataclass
@@ -18,7 +21,7 @@ class PlannerConfig:
     beam_width   paths that a beam search keeps
     horizon      imagined frames ahead at most
     context      past frames the agent sees, the current one among them
-    gamma        discount of imagined rewards
+    gamma        discount of imagined rewards; null: that of the agent's training
     decode       how imagined frames are decoded: drafted, plain (token by token), static (shapes
                  for CUDA graphs), native (drafted by C++ on a CPU, in half the time or less; g++
                  compiles it in seconds when first used; elsewhere as auto), or auto, which is
@@ -28,7 +31,7 @@ class PlannerConfig:
     stop_at_end  a path is worth nothing more after a predicted end of the episode
     rewards      of imagined steps: the likeliest, or what is expected
     reward_weight  of expected ones: how many times rewarded steps counted in training
-                 (losses.reward_weight), which is taken out again
+                 (losses.reward_weight), which is taken out again; null: as often as they did
     caution      of beam: weight of what the Q of each action on a path falls short of the best
                  one's; 0 is the published search, much is greedy play
     simulations  of mcts: imagined frames a decision
@@ -43,12 +46,12 @@ class PlannerConfig:
     beam_width: int = 2
     horizon: int = 2
     context: int = 4
-    gamma: float = 0.99
+    gamma: float | None = None
     decode: str = "auto"
     value: str = "mean"
     stop_at_end: bool = False
     rewards: str = "likeliest"
-    reward_weight: float = 1.0
+    reward_weight: float | None = None
     caution: float = 0.0
     simulations: int = 16
     temperature: float = 1.0
@@ -75,9 +78,12 @@ class PlannerConfig:
                 )
         if self.simulations < 1:
             raise UserError(f"planner.simulations is {self.simulations}: give at least 1.")
-        if self.reward_weight <= 0:
+        if self.gamma is not None and not 0 <= self.gamma <= 1:
+            raise UserError(f"planner.gamma is {self.gamma}: it is a discount, give 0 to 1.")
+        weight = 1.0 if self.reward_weight is None else self.reward_weight
+        if weight <= 0:
             raise UserError(f"planner.reward_weight is {self.reward_weight}: give more than 0.")
-        if self.reward_weight != 1 and self.rewards != "expected":
+        if weight != 1 and self.rewards != "expected":
             raise UserError(
                 f"planner.reward_weight is {self.reward_weight}, which only expected rewards make "
                 f"up for: use planner.rewards=expected, or a weight of 1."
@@ -92,6 +98,16 @@ class PlannerConfig:
         if self.temperature <= 0:
             raise UserError(f"planner.temperature is {self.temperature}: give more than 0.")
 
+    def filled(self, gamma: float = _GAMMA, reward_weight: float = 1.0) -> PlannerConfig:
+        """The same with what is null as the agent was trained; by default as it is published."""
+        if self.rewards != "expected":
+            reward_weight = 1.0  # which nothing makes up for
+        return dataclasses.replace(
+            self,
+            gamma=gamma if self.gamma is None else self.gamma,
+            reward_weight=reward_weight if self.reward_weight is None else self.reward_weight,
+        )
+
     @property
     def name(self) -> str:
         """What the tables call it."""
@@ -99,8 +115,8 @@ class PlannerConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What else bears on the decisions and is not as usual."""
-        usual = PlannerConfig()
+        """What else bears on the decisions and is not as published."""
+        usual = PlannerConfig().filled()
         names = ["gamma", "value", "stop_at_end"]
         if self.horizon:
             names += ["rewards", "reward_weight"]
@@ -108,5 +124,5 @@ class PlannerConfig:
             names += ["caution"]
         if self.name == "mcts":
             names += ["simulations", "temperature", "leaf", "choice"]
-        chosen = {name: getattr(self, name) for name in names}
+        chosen = {name: getattr(self.filled(), name) for name in names}
         return {name: chosen[name] for name in names if chosen[name] != getattr(usual, name)}

@@ -340,3 +340,37 @@ def test_a_killed_writer_leaves_the_old_file_or_none(tmp_path: Path, stage: str,
     _write(path, seed=5)
     verify(path)
     assert os.listdir(tmp_path) == ["Pong.h5"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observations": np.zeros((5, 210, 160, 3), np.uint8)}, r"\(5, 210, 160, 3\), not uint8"),
+        ({"observations": np.zeros((5, 84, 84))}, "float64"),
+        ({"observations": np.zeros((0, 84, 84), np.uint8)}, r"\(0, 84, 84\)"),
+        ({"actions": np.zeros(4, int)}, "5 observations, 4 actions, 5 rewards"),
+        ({"raw_rewards": np.zeros(6)}, "5 observations, 5 actions, 6 rewards"),
+        ({"actions": np.full(5, 18)}, "actions are 18 to 18, not 0 to 17"),
+        ({"end": 7}, "end is 7"),
+        ({"tier": 1}, "tier is 1, but there are 1"),
+        ({"raw_rewards": None}, "raw_rewards or else rewards"),
+        ({"raw_rewards": None, "rewards": np.full(5, np.nan)}, "not finite"),
+    ],
+)
+def test_what_is_no_episode_is_told_in_one_sentence(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    good = {
+        "observations": np.zeros((5, 84, 84), np.uint8),
+        "actions": np.zeros(5, int),
+        "raw_rewards": np.zeros(5),
+        "end": END_TERMINAL,
+    }
+    path = tmp_path / "Pong.h5"
+    with (
+        pytest.raises(UserError, match=words),
+        EpisodeWriter(path, get("Pong"), source="a test") as writer,
+    ):
+        writer.add(**good)
+        writer.add(**(good | changes))
+    assert list(tmp_path.iterdir()) == []

@@ -193,6 +193,30 @@ def test_outputs_say_what_it_is_and_what_it_replaces(
     assert labels == ["agent", "other"]
 
 
+def test_a_label_that_clashes_is_refused_before_anything_is_played(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, short = tmp_path / "scores.json", ["episodes=1", "envs_per_game=1", "max_frames=80"]
+    for label in ("a/0", "a/1"):
+        assert main([*command(run, out), *short, f"label={label}"]) == 0
+    before = out.read_bytes()
+    line = complaint(capsys, [*command(run, out), *short, "label=a"])
+    assert "'a' is an evaluation and the name of the seeds a/..." in line
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+def test_another_precision_is_another_evaluation(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, short = tmp_path / "scores.json", ["episodes=1", "envs_per_game=1", "max_frames=80"]
+    assert main([*command(run, out), *short]) == 0
+    assert "dtype" not in content(out)["evaluations"][0]["settings"]
+    capsys.readouterr()
+    assert main([*command(run, out), *short, "compute.dtype=bfloat16"]) == 0
+    assert "dtype None, now bfloat16" in capsys.readouterr().out
+    assert content(out)["evaluations"][0]["settings"]["dtype"] == "bfloat16"
+
+
 def test_unfinished_play_of_other_settings_is_left_and_named(
     tmp_path: Path, run: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +243,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
         ("episodes=0", ["episodes is 0"]),
         ("envs_per_batch=-1", ["envs_per_batch is -1"]),
         ("max_frames=3", ["max_frames is 3"]),
+        ("max_frames=10000000000", ["max_frames is 10000000000"]),
         ("games=[Boxing,Boxing]", ["named twice"]),
         ("games=[Pnog]", ["Pnog", "Pong"]),
         ("games=[Pong]", ["never trained on Pong"]),
@@ -233,6 +258,9 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
         line = complaint(capsys, [*command(run, out), change])
         assert all(word in line for word in words), line
         assert not out.parent.exists(), change
+    (tmp_path / "file").touch()
+    line = complaint(capsys, command(run, tmp_path / "file" / "scores.json"))
+    assert str(tmp_path / "file") in line
     for stem, absent in (("tokenizer", "no model"), ("model", "no tokenizer")):
         assert absent in complaint(capsys, command(make_run(stem), out))
 

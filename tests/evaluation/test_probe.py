@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,15 @@ def test_the_command_scores_a_clone_beside_trivial_players(
     assert main([*command[:-2], f"out={alone}", "compute.threads=1", "baselines=false"]) == 0
     assert ScoreFile.load(alone).evaluations[0].games == evaluation.games
     assert not ScoreFile.load(alone).baselines
+
+
+def test_a_file_that_cannot_be_kept_is_refused_before_anything_is_cloned(
+    data_root: Path, tmp_path: Path, complaint: Callable[[list[str]], str]
+) -> None:
+    """A million steps would take hours."""
+    command = ["data", "probe", f"root={data_root}", "games=[Freeway]", "steps=1000000"]
+    garbage, file = tmp_path / "garbage.json", tmp_path / "file"
+    garbage.write_text("{")
+    file.touch()
+    for out in (garbage, file / "scores.json"):
+        assert str(out if out == garbage else file) in complaint([*command, f"out={out}"])

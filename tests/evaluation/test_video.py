@@ -83,3 +83,10 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         record(RandomPolicy(0), PONG, tmp_path / "film.gif", screen, max_steps=5, seed=0)
     with pytest.raises(UserError, match="max_steps"):
         record(RandomPolicy(0), PONG, tmp_path / "film.mp4", screen, max_steps=0, seed=0)
+    with pytest.raises(UserError, match="seed is -1"):
+        record(RandomPolicy(0), PONG, tmp_path / "film.mp4", screen, max_steps=5, seed=-1)
+    with pytest.raises(UserError, match="epsilon is 5"):
+        record(RandomPolicy(0), PONG, tmp_path / "f.mp4", screen, max_steps=5, seed=0, epsilon=5)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(UserError, match="folder"):
+        record(RandomPolicy(0), PONG, tmp_path / "folder.mp4", screen, max_steps=5, seed=0)
