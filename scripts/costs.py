@@ -4,9 +4,9 @@
 
 Hours follow from FLOPs, from what one GPU does in a large bfloat16 matrix product (measure it:
 `python scripts/bench/training.py` prints it) and from the share of that which training reaches.
-On one H200 of 790 TFLOP/s (eval/results/gpu.json) that is 0.46 for jowa_150m, compiled, with 128
-segments, a little more than is reckoned with unless told; as one CUDA graph without compiling,
-with 64, 0.31, 0.30 (jowa_70m) and 0.19 (jowa_40m).
+On one H200 of 770 to 790 TFLOP/s (eval/results/gpu.json) that is 0.46 for jowa_150m, compiled,
+with 128 segments, a little more than is reckoned with unless told; as one CUDA graph without
+compiling, with 64, 0.31, 0.30 (jowa_70m) and 0.19 (jowa_40m).
 KEY=VALUE changes options of `jowa pretrain`, such as model=jowa_70m. Fine-tuning takes one GPU.
 """
 
