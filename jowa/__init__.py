@@ -17,9 +17,20 @@ if TYPE_CHECKING:
     from jowa.agent import Agent, load
     from jowa.learning.released_files import load_released
     from jowa.planning.beam import plan
+    from jowa.planning.config import PlannerConfig
     from jowa.planning.paths import Plan
 
-__all__ = ["Agent", "Plan", "UserError", "games", "load", "load_released", "plan", "scores"]
+__all__ = [
+    "Agent",
+    "Plan",
+    "PlannerConfig",
+    "UserError",
+    "games",
+    "load",
+    "load_released",
+    "plan",
+    "scores",
+]
 
 _MODULES = {
     "Agent": "jowa.agent",
@@ -27,6 +38,7 @@ _MODULES = {
     "load_released": "jowa.learning.released_files",
     "Plan": "jowa.planning.paths",
     "plan": "jowa.planning.beam",
+    "PlannerConfig": "jowa.planning.config",
 }
 
 

@@ -21,7 +21,7 @@ from jowa.learning.checkpoint import Checkpoint, fill, find
 from jowa.learning.checkpoint import load as load_checkpoint
 from jowa.models.heads import EnsembleLinear
 from jowa.models.skeleton import Skeleton
-from jowa.models.tokenizer import Tokenizer, to_bytes
+from jowa.models.tokenizer import FRAME_SIZE, Tokenizer, to_bytes
 from jowa.models.tokenizers import build_tokenizer, from_state
 from jowa.models.transformer import TransformerConfig
 from jowa.models.world_action import WorldActionConfig, WorldActionModel
@@ -87,6 +87,7 @@ class Agent:
 
     def reset(self, which: np.ndarray) -> None:
         """Forgets the past of the environments where `which` (E,) is true."""
+        which = np.asarray(which, dtype=bool)  # numbers would be taken for places
         if len(which) != len(self._ages):
             self._allocate(len(which))
         self._ages[which] = 0
@@ -98,6 +99,7 @@ class Agent:
 
         Rows where `active` (E,) is false are left alone and get action 0.
         """
+        games = np.asarray(games, dtype=np.int64)
         rows = self.observe(frames, games, active)
         chosen = np.zeros(len(frames), dtype=np.int64)
         if len(rows):
@@ -119,7 +121,8 @@ class Agent:
         Without `encode` time passes, but the frames are not kept: for those that will have left
         the context by the next decision. Returns the active rows.
         """
-        check_ids(games)
+        games = np.asarray(games, dtype=np.int64)
+        check_frames(frames, games)
         if len(frames) != len(self._ages):
             self._allocate(len(frames))
         self._acted = np.flatnonzero(active) if active is not None else np.arange(len(frames))
@@ -129,11 +132,12 @@ class Agent:
             self._remember(frames[rows], games[rows], rows)
         return rows
 
+    @torch.inference_mode()
     def executed(self, actions: np.ndarray) -> None:
         """Notes the actions (E,) really sent, where they differ from those of `act`, or were never
         asked for; rows that were not active keep theirs."""
         rows = self._acted
-        sent = torch.from_numpy(actions[rows]).to(self.device)
+        sent = self._index(np.asarray(actions, dtype=np.int64)[rows])
         self._actions[self._index(rows), self._newest(rows)] = sent
 
     def _index(self, rows: np.ndarray) -> Tensor:
@@ -225,6 +229,17 @@ def for_inference(model: WorldActionModel, dtype: torch.dtype) -> WorldActionMod
         if isinstance(module, nn.Linear | EnsembleLinear):
             module.to(dtype)
     return lowered
+
+
+def check_frames(frames: np.ndarray, games: np.ndarray) -> None:
+    """UserError unless an agent can look at them."""
+    if frames.dtype != np.uint8 or frames.shape != (len(games), FRAME_SIZE, FRAME_SIZE):
+        raise UserError(
+            f"frames are {frames.dtype} {frames.shape} of {len(games)} games: an agent takes grey "
+            f"uint8 (E, {FRAME_SIZE}, {FRAME_SIZE}), one of each environment, as emulators give "
+            f"them (not scaled), and their games' ids (E,)."
+        )
+    check_ids(games)
 
 
 def check_pair(tokenizer: Tokenizer, model: WorldActionModel) -> None:

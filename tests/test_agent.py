@@ -248,3 +248,59 @@ def test_of_an_agent_whose_training_is_not_known_it_takes_what_is_published() ->
     saved = Checkpoint(0, {"games": []}, {})
     planner = fitted(saved, PlannerConfig(rewards="expected"))
     assert (planner.gamma, planner.reward_weight) == (0.99, 1.0)
+
+
+def test_a_reset_by_numbers_is_one_by_flags(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Emulators may say 0 and 1, which as places would be the first two environments."""
+    frames, games = screens
+    by_flags, by_numbers = make_agent(), make_agent()
+    for t in range(6):
+        if t == 3:
+            by_flags.reset(np.array([False, True, True]))
+            by_numbers.reset(np.array([0, 1, 1], dtype=np.uint8))
+        assert np.array_equal(by_flags.act(frames[t], games), by_numbers.act(frames[t], games))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda frames: frames / np.float32(255), "float32"),
+        (lambda frames: frames[:2], r"\(2, 84, 84\) of 3 games"),
+        (lambda frames: frames[:, :42], r"\(3, 42, 84\)"),
+    ],
+)
+def test_what_is_no_frame_is_refused_and_forgotten(
+    make_agent: AgentMaker,
+    screens: tuple[np.ndarray, np.ndarray],
+    wrong: Callable[[np.ndarray], np.ndarray],
+    said: str,
+) -> None:
+    frames, games = screens
+    interrupted, straight = make_agent(), make_agent()
+    for t in range(5):
+        if t == 2:
+            with pytest.raises(UserError, match=said):
+                interrupted.act(wrong(frames[t]), games)
+        assert np.array_equal(interrupted.act(frames[t], games), straight.act(frames[t], games))
+
+
+def test_an_agent_may_be_used_within_inference_mode_and_without(
+    make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
+) -> None:
+    frames, games = screens
+    agent, other = make_agent(), make_agent()
+    with torch.inference_mode():
+        agent.act(frames[0], games)
+    other.act(frames[0], games)
+    sent = np.array([0, 2, 3], dtype=np.int32)
+    for each in (agent, other):
+        each.executed(sent)
+    assert np.array_equal(agent.act(frames[1], games), other.act(frames[1], games))
+
+
+def test_what_tokens_show_is_plain_data(make_agent: AgentMaker) -> None:
+    agent = make_agent()
+    shown = agent.tokenizer.decode(torch.zeros(1, 36, dtype=torch.long), torch.tensor([0]))
+    assert shown.numpy().shape == (1, 1, 84, 84)

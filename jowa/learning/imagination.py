@@ -7,14 +7,12 @@ the others alone.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from jowa.data.segments import Batch, Sampler, SegmentDataset
 from jowa.errors import UserError
@@ -25,6 +23,7 @@ from jowa.learning.objective import Metrics, Objective
 from jowa.models.tokenizer import to_bytes
 from jowa.planning.beam import imagine
 from jowa.planning.decode import Decoder
+from jowa.planning.evaluation_mode import evaluating
 from jowa.planning.paths import Path
 
 # Added to a run's seed: the other streams of segments beside its own.
@@ -231,7 +230,10 @@ def dream_on(
     (S, C) on; frames where the contexts are frames, else tokens."""
     assert objective.model is not None
     real = contexts.to(compute.device)
-    with _evaluating(objective):
+    # A head that was trained with rewarded steps counted several times says too often that there is
+    # a reward: then what is expected, with that taken out, instead of what is likeliest.
+    weighted = objective.config.reward_weight != 1
+    with evaluating(objective):
         with compute.autocast():
             path = imagine(
                 objective.model,
@@ -241,6 +243,7 @@ def dream_on(
                 config.beam_width,
                 config.horizon,
                 objective.config.gamma,
+                reward_weight=objective.config.reward_weight if weighted else None,
                 # Which decode is fastest differs from run to run, and with it how sums are rounded.
                 decoder=Decoder(timed=False),
             )
@@ -283,15 +286,3 @@ def joined(contexts: Batch, path: Path, frames: Tensor, length: int) -> Batch:
         imagined=padded(torch.cat([torch.zeros_like(before), going], 1)),
         keys=contexts.keys,
     )
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every part is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -127,6 +127,7 @@ class PatchTokenizer(Tokenizer):
             tokens[shows] = nearest_code(self.encoder(patches[shows]), self.codes)
             return tokens.view(len(frames), -1)
 
+    @torch.no_grad()
     def decode(self, tokens: Tensor, games: Tensor | None = None) -> Tensor:
         assert games is not None, "this tokenizer subtracts a background and needs the games"
         with torch.autocast(tokens.device.type, enabled=False):

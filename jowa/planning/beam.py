@@ -15,6 +15,7 @@ from jowa.games import NUM_ACTIONS, by_id
 from jowa.models.world_action import FRAME_TOKENS, MAX_FRAMES, WorldActionModel
 from jowa.planning.decode import Decoder, decoder_of
 from jowa.planning.dream import Dream
+from jowa.planning.evaluation_mode import in_evaluation_mode
 from jowa.planning.paths import Level, Path, Plan, Rules, best, expand, futures, root, select
 from jowa.planning.searches import Question
 from jowa.planning.trace import Trace
@@ -59,10 +60,13 @@ def unplayable(model: WorldActionModel, games: Tensor) -> UserError:
 def within(
     horizon: int, obs_tokens: Tensor, actions: Tensor, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Contexts without their oldest frames where those and `horizon` more exceed the sequence."""
+    """Contexts without their oldest frames where those and `horizon` more exceed the sequence; as
+    int64, and no longer than they are, for compiled code trusts both."""
     room = MAX_FRAMES - horizon
     if lengths is not None:
-        lengths = lengths.to(obs_tokens.device).clamp(max=room)
+        most = min(room, obs_tokens.shape[1])
+        lengths = lengths.to(obs_tokens.device, torch.long).clamp(1, most)
+    obs_tokens, actions = obs_tokens.long(), actions.long()
     return obs_tokens[:, -room:], actions[:, max(0, actions.shape[1] + 1 - room) :], lengths
 
 
@@ -89,9 +93,9 @@ def plan(
 
     obs_tokens (B, T, 36) holds T past frames of which the last is the current one, actions
     (B, T - 1) those between them, games (B,); with `lengths` (B,) only the last `lengths[b]` frames
-    of row b are real. From the root every kept node is expanded by its `beam_width` best legal
-    actions; a node at depth d scores Σ_{i<d} γ^i r̂_i + γ^d max_a Q(s_d, a); the best `beam_width`
-    of all expanded nodes are kept.
+    of row b, 1 to T, are real. From the root every kept node is expanded by its `beam_width` best
+    legal actions; a node at depth d scores Σ_{i<d} γ^i r̂_i + γ^d max_a Q(s_d, a); the best
+    `beam_width` of all expanded nodes are kept.
 
     `stop_at_end` ends a path's value where the model predicts the episode's end; `pessimistic`
     takes the least of the ensemble's values instead of their mean; `caution` weighs a cost of every
@@ -124,6 +128,7 @@ def plan(
     return Plan(path.actions[:, 0], path.scores)
 
 
+@in_evaluation_mode
 @torch.inference_mode()
 def imagine(
     model: WorldActionModel,

@@ -259,6 +259,12 @@ class Decoder:
             self._tables = state, model.tables()
         return self._tables[1]
 
+    def forget(self) -> None:
+        """Drops what was computed from weights, to be called where these changed unbeknown to
+        autograd: by a fused optimiser, or through `.data`."""
+        self._tables = None
+        self.native.forget()
+
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UserError(f"decode is {self.mode!r}: use one of {', '.join(MODES)}.")
@@ -313,8 +319,11 @@ _DECODERS: weakref.WeakKeyDictionary[WorldActionModel, Decoder] = weakref.WeakKe
 
 
 def decoder_of(model: WorldActionModel) -> Decoder:
-    """The decoder of those who bring none; it remembers what is fast with this model."""
-    return _DECODERS.setdefault(model, Decoder())
+    """The decoder of those who bring none; it remembers what is fast with this model, but nothing
+    of its weights: not all that changes weights says so."""
+    decoder = _DECODERS.setdefault(model, Decoder())
+    decoder.forget()
+    return decoder
 
 
 def _now(device: torch.device) -> float:

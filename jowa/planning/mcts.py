@@ -22,6 +22,7 @@ from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
 from jowa.planning.beam import begin, check
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
+from jowa.planning.evaluation_mode import in_evaluation_mode
 from jowa.planning.paths import Plan, ranked
 from jowa.planning.trace import Future, Trace
 
@@ -195,6 +196,7 @@ class Nodes:
         )
 
 
+@in_evaluation_mode
 @torch.inference_mode()
 def tree_search(
     model: WorldActionModel,

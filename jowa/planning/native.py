@@ -63,7 +63,14 @@ class _Task(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL:
     """The compiled code; UserError where it cannot be compiled."""
-    with tempfile.TemporaryDirectory() as folder:
+    try:
+        made_in = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError(
+            f"decode=native compiles C++ into a temporary folder, and there is none that can be "
+            f"written ({error}): set TMPDIR, or leave decode=auto."
+        ) from None
+    with made_in as folder:
         made, shared = f"{folder}/native.o", f"{folder}/native.so"
         # OpenMP is not linked: it is to be PyTorch's own, whose threads are there already.
         commands = [*_COMPILE, str(_SOURCE), "-o", made], ["g++", "-shared", made, "-o", shared]
@@ -102,6 +109,10 @@ class Native:
         self._state: tuple[object, ...] | None = None
         self._task = _Task()  # but for what is of one call
         self._kept: list[Tensor] = []  # what it points to
+
+    def forget(self) -> None:
+        """Reads the weights anew when next asked."""
+        self._state = None
 
     def prefill(
         self, model: WorldActionModel, x_BPD: Tensor, last: Tensor, capacity: int

@@ -292,3 +292,20 @@ def test_a_batch_is_part_real_and_part_imagined(
     sampler = Sampler(dataset, 4, seed=4, reward_fraction=0.25)
     assert_equal(batch.select(slice(0, 4)), dataset.batch(*sampler.at(2)))
     assert len(batch.keys.unique()) == 6
+
+
+def test_rewards_of_a_world_model_that_counts_them_more_are_those_expected(
+    make_objective: Maker, make_imagination: Maker
+) -> None:
+    """With the weight taken out, as at play; the likeliest would be rewards too often."""
+    losses = LossConfig(tokenizer=1.0, world_model=0.5, q=1.0, n_step=2, reward_weight=4.0)
+    objective = make_objective(losses, going=9.0)
+    made = made_by(make_imagination(horizon=1, context=3, segments=6), objective)
+    frames, games = made.observations[:, :3], made.games
+    tokens = objective.tokenizer.encode(
+        frames.flatten(0, 1).unsqueeze(1), games.repeat_interleave(3)
+    ).view(6, 3, 36)
+    args = (objective.model, tokens, made.actions[:, :2], games, 2, 1)
+    expected = imagine(*args, reward_weight=4.0).rewards[:, 0]
+    torch.testing.assert_close(made.rewards[:, 2], expected)
+    assert not torch.equal(expected, imagine(*args).rewards[:, 0])

@@ -12,7 +12,10 @@ from jowa.errors import UserError
 from jowa.games import get
 from jowa.models.world_action import WorldActionModel
 from jowa.planning.beam import check, imagine, plan
+from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
+from jowa.planning.mcts import tree_search
+from jowa.planning.paths import Plan
 
 ALL = {"codebook_width": 4, "copy_previous": True, "reader_width": 8}
 Contexts = tuple[Tensor, Tensor, Tensor]
@@ -185,3 +188,19 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=named):
         check(width, horizon, context)
+
+
+@pytest.mark.parametrize("search", [plan, tree_search])
+def test_a_model_in_training_is_asked_without_dropout_and_left_as_it_was(
+    make_model: Maker, contexts: Contexts, search: Callable[..., Plan]
+) -> None:
+    frames, actions, games = contexts
+    model = make_model(seed=1, scale=4.0, dropout=0.5, **ALL)
+    args = (model, frames[:, :3], actions[:, :2], games, 2, 2)
+    decoder = Decoder("plain")
+    expected = search(*args, decoder=decoder)
+    model.train()
+    model.reader.eval()
+    found = search(*args, decoder=decoder)
+    assert torch.equal(found.scores, expected.scores)
+    assert model.training and model.transformer.training and not model.reader.training

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ import jowa
 from jowa.errors import UserError
 from jowa.models import decoding
 from jowa.models.world_action import BLOCK_TOKENS, WorldActionModel
-from jowa.planning import native
+from jowa.planning import decode, native
 from jowa.planning.beam import imagine, plan
 from jowa.planning.decode import Decoder
 from jowa.planning.dream import Dream
@@ -151,6 +153,46 @@ def test_what_it_is_not_for_is_drafted(make_model: Maker, contexts: Contexts, ki
         for mode in ("native", "drafted")
     )
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["auto", "plain", "drafted", "static", "native"])
+def test_contexts_of_other_integers_and_too_great_lengths_are_read_as_what_they_are(
+    make_model: Maker, contexts: Contexts, mode: str
+) -> None:
+    """Compiled code reads int64 from memory, whatever lies there."""
+    frames, actions, games = contexts
+    model = make_model(seed=1, scale=4.0, width=WIDTH, **ALL)
+    whole = frames[:, :3], actions[:, :2], games
+    expected = plan(model, *whole, 2, 2, decoder=Decoder("plain"))
+    small = whole[0].int(), whole[1].short(), games
+    for lengths in (None, torch.tensor([3, 5, 99], dtype=torch.int32)):
+        found = plan(model, *small, 2, 2, lengths=lengths, decoder=Decoder(mode))
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["auto", "native"])
+@pytest.mark.parametrize("search", [plan, tree_search])
+def test_weights_may_change_unbeknown_to_autograd(
+    make_model: Maker, contexts: Contexts, monkeypatch: pytest.MonkeyPatch, mode: str, search: Any
+) -> None:
+    """As a fused optimiser's do, between searches that bring no decoder."""
+    monkeypatch.setattr(decode, "_DECODERS", weakref.WeakKeyDictionary())
+    frames, actions, games = contexts
+    model = make_model(seed=1, scale=4.0, width=WIDTH, **ALL)
+    decode._DECODERS[model] = Decoder(mode)
+    args = (model, frames[:, :3], actions[:, :2], games, 2, 2)
+    before = search(*args).scores
+    for weight in model.parameters():
+        weight.data.mul_(1.2)
+    after = search(*args)
+    assert not torch.allclose(before, after.scores)
+    assert_same(after, search(*args, decoder=Decoder("plain")))
+
+
+def test_without_a_temporary_folder_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    with pytest.raises(UserError, match=r"temporary folder.*TMPDIR"):
+        native.library.__wrapped__()
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
