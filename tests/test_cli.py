@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,3 +240,14 @@ def test_ctrl_c_is_no_traceback(
     monkeypatch.setattr(cli, "run", interrupted)
     assert main(["games"]) == 130
     assert capsys.readouterr().err == "jowa: stopped\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [(["games"], 0), (["gamse"], 2)])
+def test_a_process_of_a_job_ends_with_its_code_and_all_it_said(words: list[str], code: int) -> None:
+    """It does not wait for the interpreter's end, where PyTorch's threads may abort it."""
+    environment = os.environ | {"WORLD_SIZE": "2", "RANK": "0"}
+    command = [sys.executable, "-m", "jowa", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("SpaceInvaders" in done.stdout) == (code == 0)
+    assert ("did you mean" in done.stderr) == (code == 2)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -115,10 +116,21 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
                 f"this process could not join the others of its job ({error}): start it by "
                 f"`torchrun --nproc_per_node=N -m jowa ...`, with an address that all hosts reach."
             ) from error
-        # Left to the interpreter's end, its threads are sometimes destroyed while they run, which
-        # aborts the process.
-        atexit.register(dist.destroy_process_group)
+        atexit.register(dist.destroy_process_group)  # where an exception ends the process
     return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process of a job whose work is done or has failed.
+
+    At the interpreter's end threads that PyTorch runs for the job are sometimes destroyed while
+    they run, which aborts the process, even after its group was. So that end is not waited for.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def local_rank() -> int:
