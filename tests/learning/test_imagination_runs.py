@@ -218,3 +218,17 @@ def test_the_commands_imagine(
     assert [x["imagination/segments"] for x in logged(second)] == [0, 4, 4, 8]
     assert main([*pretrain, f"run={tmp_path}/x", "stage1.imagination.share=0.5"]) == 2
     assert "only Q losses learn from imagined data" in capsys.readouterr().err
+
+
+def test_a_batch_draws_rewards_as_the_phase_says(
+    data: list[EpisodeFile], make_objective: Maker, phase_config: Maker
+) -> None:
+    """Of segments of which one in a hundred has any."""
+    dataset, objective = SegmentDataset(data), make_objective()
+    dataset.segment_has_reward = np.arange(dataset.num_segments) % 100 == 0
+    drawn = {}
+    for fraction in (0.0, 0.5):
+        config = dataclasses.replace(phase_config(), reward_fraction=fraction)
+        sampler = make_phase("x", config, objective, Segments(dataset), LogConfig(), 0, CPU).sampler
+        drawn[fraction] = sum(dataset.segment_has_reward[next(sampler)].sum() for _ in range(8))
+    assert drawn[0.0] < 8 and drawn[0.5] >= 24  # of 48

@@ -19,7 +19,7 @@ from jowa.data.episodes import EpisodeFile
 from jowa.data.loader import Loading
 from jowa.data.segments import Sampler, SegmentDataset
 from jowa.errors import UserError
-from jowa.learning.checkpoint import find, load
+from jowa.learning.checkpoint import complete, find, load
 from jowa.learning.compute import Compute
 from jowa.learning.loss_config import LossConfig
 from jowa.learning.monitor import LogConfig
@@ -230,3 +230,22 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
     two_phases(tmp_path / "straight", scalars=scalars)
     two_phases(run, scalars=scalars)
     assert_same_run(tmp_path / "straight", run)
+
+
+def test_the_target_head_is_that_of_the_last_second_step(
+    tmp_path: Path, two_phases: Experiment
+) -> None:
+    """It is updated every two steps of seven: after 2, 4 and 6 of each phase."""
+    two_phases(tmp_path / "run", checkpoint=1, keep=99)
+    head, target = (
+        {
+            folder.name: load(folder).tensors["model"][f"{name}.linear1.weight"]
+            for folder in complete(tmp_path / "run")
+        }
+        for name in ("q_head", "target_q_head")
+    )
+    for step in range(9, 15):  # of the second phase, which trains Q
+        updated = 7 + (step - 7) // 2 * 2
+        assert torch.equal(target[f"step_{step:08d}"], head[f"step_{updated:08d}"]), step
+        changed = not torch.equal(head[f"step_{step:08d}"], head[f"step_{step - 1:08d}"])
+        assert changed, "or the steps could not be told apart"

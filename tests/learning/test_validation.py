@@ -65,6 +65,9 @@ def test_it_leaves_no_trace_and_repeats(held_out: SegmentDataset, make_objective
     for name, tensor in objective.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(p.grad is None for p in objective.parameters())
+    torch.manual_seed(5)  # wherever training has come by then
+    assert validation(objective) == first
+    assert validation(objective.eval()) == first, "nothing is dropped out"
 
 
 def test_shares_add_up_over_batches_instead_of_being_averaged() -> None:
