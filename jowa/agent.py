@@ -6,6 +6,7 @@ E environments, c context frames.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jowa import games as game_facts
 from jowa.errors import UserError
 from jowa.games import check_ids
 from jowa.learning.checkpoint import Checkpoint, fill, find
@@ -55,7 +57,8 @@ class Agent:
     """Acts in many environments of many games at once with one tokenizer and model.
 
     With `timed` false nothing is chosen by timing, so that on a CPU the same calls give the same
-    bits in every run.
+    bits in every run. `games` are the names of those it was trained on, the only ones that it
+    plays; None plays all.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Agent:
         planner: PlannerConfig,
         dtype: torch.dtype = torch.float32,
         timed: bool = True,
+        games: Sequence[str] | None = None,
     ) -> None:
         planner.validate()
         planner = planner.filled()
@@ -72,6 +76,7 @@ class Agent:
         self.tokenizer, self.model = tokenizer.eval(), for_inference(model.eval(), dtype)
         self.planner, self.dtype = planner, dtype
         self.device = model.support.device
+        self.games = None if games is None else tuple(games)
         self.decoder = Decoder(planner.decode, timed)
         self._acted = self._games = np.zeros(0, dtype=np.int64)  # rows of the last `act`
         self._plan, self._trace = Plan(torch.empty(0), torch.empty(0)), Trace()
@@ -123,6 +128,7 @@ class Agent:
         """
         games = np.asarray(games, dtype=np.int64)
         check_frames(frames, games)
+        check_known(games, self.games)
         if len(frames) != len(self._ages):
             self._allocate(len(frames))
         self._acted = np.flatnonzero(active) if active is not None else np.arange(len(frames))
@@ -242,6 +248,19 @@ def check_frames(frames: np.ndarray, games: np.ndarray) -> None:
     check_ids(games)
 
 
+def check_known(ids: np.ndarray, names: Sequence[str] | None) -> None:
+    """UserError for a game, of ids (E,), that is none of `names`; None are all."""
+    if names is None:
+        return
+    unknown = np.setdiff1d(ids, [game_facts.get(name).id for name in names])
+    if len(unknown):
+        name = game_facts.by_id(int(unknown[0])).name
+        raise UserError(
+            f"this agent was never trained on {name} (only on {', '.join(names)}): fine-tune it "
+            f"first by `jowa finetune game={name}`."
+        )
+
+
 def check_pair(tokenizer: Tokenizer, model: WorldActionModel) -> None:
     """UserError unless the model knows as many tokens as the tokenizer has codes."""
     if tokenizer.vocabulary != model.config.vocabulary:
@@ -296,4 +315,6 @@ def load(
     saved = load_checkpoint(find(path))
     planner = fitted(saved, planner or PlannerConfig(beam_width=1, horizon=0))
     tokenizer, model = build(saved)
-    return Agent(tokenizer.to(device), model.to(device), planner, dtype)
+    return Agent(
+        tokenizer.to(device), model.to(device), planner, dtype, games=saved.state["games"]
+    )

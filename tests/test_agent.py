@@ -286,6 +286,18 @@ def test_what_is_no_frame_is_refused_and_forgotten(
         assert np.array_equal(interrupted.act(frames[t], games), straight.act(frames[t], games))
 
 
+def test_a_game_it_never_saw_is_refused_and_forgotten() -> None:
+    """A loaded agent's values of another game would mean nothing."""
+    agent = jowa.load("nano")
+    frames = np.zeros((2, 84, 84), dtype=np.uint8)
+    pong, enduro = jowa.games.get("Pong").id, jowa.games.get("Enduro").id
+    first = agent.act(frames, np.array([pong, pong]))
+    with pytest.raises(UserError, match="never trained on Enduro .only on .*Pong"):
+        agent.act(frames, np.array([pong, enduro]))
+    agent.reset(everywhere(2))
+    assert np.array_equal(agent.act(frames, np.array([pong, pong])), first)
+
+
 def test_an_agent_may_be_used_within_inference_mode_and_without(
     make_agent: AgentMaker, screens: tuple[np.ndarray, np.ndarray]
 ) -> None:
