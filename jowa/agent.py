@@ -315,6 +315,4 @@ def load(
     saved = load_checkpoint(find(path))
     planner = fitted(saved, planner or PlannerConfig(beam_width=1, horizon=0))
     tokenizer, model = build(saved)
-    return Agent(
-        tokenizer.to(device), model.to(device), planner, dtype, games=saved.state["games"]
-    )
+    return Agent(tokenizer.to(device), model.to(device), planner, dtype, games=saved.state["games"])

@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 
 from jowa.errors import UserError
+from jowa.learning.allocator import keep_freed_memory
 from jowa.learning.distributed import ALONE, PATIENCE, Processes, join, local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,8 +71,9 @@ class Compute:
 
 
 def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
-    """Checks the wishes against the machine, sets the number of threads, and joins the other
-    processes of the job, who wait `patience` for each other."""
+    """Checks the wishes against the machine, sets the number of threads (and, on a CPU, keeps the
+    memory that is freed), and joins the other processes of the job, who wait `patience` for each
+    other."""
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise UserError(f"compute.device is {config.device!r}: use auto, cpu or cuda.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
@@ -93,6 +95,8 @@ def resolve(config: ComputeConfig, patience: timedelta = PATIENCE) -> Compute:
         raise UserError(f"compute.threads is {config.threads}: use 1 or more, or 0 for all cores.")
     dtype = _fast_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
     torch.set_num_threads(config.threads or _threads())
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.cuda.set_device(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jowa.models.dropout import Dropout, dropout
+from jowa.models.dropout import Dropout, dropout, kept
 from jowa.models.transformer import matmul_attention
 
 
@@ -20,6 +20,14 @@ def test_a_share_p_is_dropped_and_the_rest_makes_up_for_it(p: float) -> None:
     # Elements are dropped one by one: neighbours, which share a draw, are so independently.
     pairs = (out[:-1] == 0) & (out[1:] == 0)
     assert abs(float(pairs.float().mean()) - p * p) < 0.002
+
+
+def test_what_is_dropped_does_not_hang_on_the_precision() -> None:
+    torch.manual_seed(0)
+    single = kept(torch.ones(10_001), 0.3)
+    torch.manual_seed(0)
+    half = kept(torch.ones(10_001, dtype=torch.bfloat16), 0.3)
+    assert half.dtype == torch.bfloat16 and torch.equal(half.float(), single)
 
 
 def test_gradients_flow_where_nothing_was_dropped() -> None:
