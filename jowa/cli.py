@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import select
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -41,22 +42,18 @@ def _file(verb: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 when stopped."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs a command; returns the exit code: 0, 2 for a user's mistake, 130 when stopped, 141 when
+    nobody reads on what it says."""
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(overview())
-            return 0 if arguments else 2
-        verb, overrides = _split_verb(arguments)
-        if "-h" in overrides or "--help" in overrides:
-            rest = [o for o in overrides if o not in ("-h", "--help")]
-            print(describe(verb, rest))
-            return 0
-        run(verb, overrides)
+        code = _answer(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"jowa: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            return 141  # as a shell says of what SIGPIPE ended
         if error.filename is None:
             raise
         print(f"jowa: error: {error.filename}: {error.strerror}.", file=sys.stderr)
@@ -64,7 +61,29 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"jowa: stopped{f': {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
+
+
+def _answer(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if arguments else 2
+    verb, overrides = _split_verb(arguments)
+    if "-h" in overrides or "--help" in overrides:
+        print(describe(verb, [o for o in overrides if o not in ("-h", "--help")]))
+    else:
+        run(verb, overrides)
     return 0
+
+
+def _unread() -> bool:
+    """Whether whatever read the standard output, such as `head`, has ended; then nothing more is
+    written to it, not at the interpreter's end either."""
+    output = select.poll()
+    output.register(sys.stdout.fileno())
+    ended = any(event & select.POLLERR for _, event in output.poll(0))
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 def run(verb: str, overrides: list[str]) -> None:

@@ -251,3 +251,15 @@ def test_a_process_of_a_job_ends_with_its_code_and_all_it_said(words: list[str],
     assert done.returncode == code, done.stderr
     assert ("SpaceInvaders" in done.stdout) == (code == 0)
     assert ("did you mean" in done.stderr) == (code == 2)
+
+
+@pytest.mark.parametrize("arguments", ["games", "-h"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_ends_it_silently(arguments: str, unbuffered: str) -> None:
+    """As in `jowa games | head`."""
+    piped = f'{sys.executable} -m jowa {arguments} | true; exit "${{PIPESTATUS[0]}}"'
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        ["bash", "-c", piped], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (141, "")
