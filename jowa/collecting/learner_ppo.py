@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
@@ -139,6 +140,7 @@ def _new_model(env: LearnerEnv, config: LearnerConfig, seed: int) -> PPO:
         device=config.device,
         **SETTINGS,
     )
+    model.set_logger(Logger(None, []))  # otherwise it makes a folder of its own in /tmp
     # Convolutions on a CPU are half as fast again in this layout.
     model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

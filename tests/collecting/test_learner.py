@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,17 @@ def test_progress_rises_to_the_transitions(tmp_path: Path) -> None:
     assert calls == sorted(calls) and calls[0] < 10 and calls[-1] == 110
     with EpisodeFile(tmp_path / "Breakout.h5") as file:
         assert 110 <= file.num_transitions < 210
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """stable-baselines3 would make a folder for its own log there."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    record(tmp_path / "data.h5")
+    assert not list(scratch.iterdir())
 
 
 def test_expert_data_is_the_end_of_the_learning(tmp_path: Path) -> None:
