@@ -128,11 +128,11 @@ class Agent:
         """
         games = np.asarray(games, dtype=np.int64)
         check_frames(frames, games)
-        check_known(games, self.games)
+        rows = np.flatnonzero(active) if active is not None else np.arange(len(frames))
+        check_known(games[rows], self.games)
         if len(frames) != len(self._ages):
             self._allocate(len(frames))
-        self._acted = np.flatnonzero(active) if active is not None else np.arange(len(frames))
-        rows = self._acted
+        self._acted = rows
         self._ages[rows] += 1
         if encode and len(rows):
             self._remember(frames[rows], games[rows], rows)
@@ -254,11 +254,15 @@ def check_known(ids: np.ndarray, names: Sequence[str] | None) -> None:
         return
     unknown = np.setdiff1d(ids, [game_facts.get(name).id for name in names])
     if len(unknown):
-        name = game_facts.by_id(int(unknown[0])).name
-        raise UserError(
-            f"this agent was never trained on {name} (only on {', '.join(names)}): fine-tune it "
-            f"first by `jowa finetune game={name}`."
-        )
+        raise never_trained("this agent", game_facts.by_id(int(unknown[0])).name, names)
+
+
+def never_trained(who: str, game: str, known: Sequence[str]) -> UserError:
+    """What to say where `who`, trained on the games `known`, is to play another."""
+    return UserError(
+        f"{who} was never trained on {game} (only on {', '.join(known)}): fine-tune it first by "
+        f"`jowa finetune game={game}`."
+    )
 
 
 def check_pair(tokenizer: Tokenizer, model: WorldActionModel) -> None:

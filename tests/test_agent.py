@@ -296,6 +296,10 @@ def test_a_game_it_never_saw_is_refused_and_forgotten() -> None:
         agent.act(frames, np.array([pong, enduro]))
     agent.reset(everywhere(2))
     assert np.array_equal(agent.act(frames, np.array([pong, pong])), first)
+    # Nothing is asked of what is not active.
+    agent.reset(everywhere(2))
+    alone = agent.act(frames, np.array([pong, enduro]), active=np.array([True, False]))
+    assert alone.tolist() == [first[0], 0]
 
 
 def test_an_agent_may_be_used_within_inference_mode_and_without(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jowa import games as game_facts
-from jowa.agent import build, check_pair, fitted
+from jowa.agent import build, check_pair, fitted, never_trained
 from jowa.data.episodes import EpisodeFile
 from jowa.errors import UserError
 from jowa.evaluation.baselines import baseline_scores
@@ -116,10 +116,7 @@ def playable(names: list[str], saved: Checkpoint, folder: Path) -> list[Game]:
     known = saved.state["games"]
     for name in names:
         if game_facts.get(name).name not in known:
-            raise UserError(
-                f"the checkpoint {folder} was never trained on {name} (only on "
-                f"{', '.join(known)}): fine-tune it first by `jowa finetune game={name}`."
-            )
+            raise never_trained(f"the checkpoint {folder}", name, known)
     return [game_facts.get(name) for name in names or known]
 
 
